@@ -1,0 +1,55 @@
+"""llama.cpp for Python, with inference state as a first-class value.
+
+What llama.h has is in `lloyal.llama` under llama's names; what this package adds is here.
+"""
+
+from __future__ import annotations
+
+try:
+    from lloyal.llama import (
+        Batch,
+        ContextParams,
+        Device,
+        Logits,
+        Memory,
+        ModelParams,
+        Sampler,
+        StateSeqFlags,
+        Vocab,
+        build_info,
+        devices,
+        live_handles,
+        system_info,
+    )
+except ModuleNotFoundError as error:
+    if error.name is None or not error.name.startswith("lloyal."):
+        raise
+    raise ImportError(
+        f"lloyal's compiled extensions are missing ({error.name}): this is the source tree, not an installed package. "
+        "Run `python3 -m pip install .` in it, and start Python elsewhere (or with -P) so that this folder is not "
+        "imported first."
+    ) from error
+
+from lloyal import errors, llama, models
+from lloyal.llama import Context, Model
+
+__all__ = [
+    "Batch",
+    "Context",
+    "ContextParams",
+    "Device",
+    "Logits",
+    "Memory",
+    "Model",
+    "ModelParams",
+    "Sampler",
+    "StateSeqFlags",
+    "Vocab",
+    "build_info",
+    "devices",
+    "errors",
+    "live_handles",
+    "llama",
+    "models",
+    "system_info",
+]

@@ -1,0 +1,145 @@
+# Declarations of our own C++ (the headers beside this file).
+
+from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libcpp cimport bool
+from libcpp.memory cimport shared_ptr
+from libcpp.string cimport string
+from libcpp.vector cimport vector
+
+cimport lloyal.libllama.ggml as g
+cimport lloyal.libllama.llama as c
+
+cdef extern from "status.hpp" namespace "lloyal" nogil:
+    cppclass Status:
+        int native
+        string message
+        bool ok() const
+        int value() const
+
+cdef extern from "log.hpp" namespace "lloyal" nogil:
+    cppclass LogLine:
+        int level
+        string text
+    void log_install()
+    bool log_pending()
+    vector[LogLine] log_drain(uint64_t& lost)
+    string log_last()
+
+cdef extern from "provenance.hpp" namespace "lloyal" nogil:
+    cppclass Run:
+        int32_t begin
+        int32_t end
+        uint64_t epoch
+        uint64_t first
+    cppclass Runs:
+        const vector[Run]& list() const
+        int32_t begin() const
+        int32_t end() const
+        bool empty() const
+    cppclass Provenance:
+        const Runs& of(int32_t seq) const
+        int32_t n_seq_max() const
+
+cdef extern from "memory.hpp" namespace "lloyal" nogil:
+    cppclass MemoryKind:
+        pass
+    cppclass Rollback:
+        pass
+    const char* memory_kind_name(MemoryKind kind)
+    cppclass MemoryMap:
+        MemoryKind kind
+        bool unified
+        bool shared
+        bool mrope
+        bool v_trans
+        bool quantized
+        uint32_t n_rs_seq
+        bool has_recurrent() const
+    bool memory_can_shift(const ContextBox& box)
+    Rollback memory_can_rollback(ContextBox& box, int32_t seq, int32_t n_tokens)
+    Status memory_clear(ContextBox& box, bool data)
+    Status memory_seq_rm(ContextBox& box, int32_t seq, int32_t p0, int32_t p1)
+    Status memory_seq_cp(ContextBox& box, int32_t src, int32_t dst, int32_t p0, int32_t p1)
+    Status memory_seq_keep(ContextBox& box, int32_t seq)
+    Status memory_seq_add(ContextBox& box, int32_t seq, int32_t p0, int32_t p1, int32_t delta)
+    Status memory_seq_div(ContextBox& box, int32_t seq, int32_t p0, int32_t p1, int d)
+    Status memory_seq_pos(ContextBox& box, int32_t seq, int32_t& pos_min, int32_t& pos_max)
+    bool valid_seq(const ContextBox& box, int32_t seq, const char* name, Status& status)
+
+cdef extern from "handles.hpp" namespace "lloyal" nogil:
+    cppclass LiveCounts:
+        int64_t models
+        int64_t contexts
+        int64_t samplers
+        int64_t adapters
+        int64_t checkpoints
+    LiveCounts& live_counts()
+
+    cppclass ModelBox:
+        c.llama_model* ptr
+    ctypedef shared_ptr[ModelBox] ModelHandle
+
+    ctypedef bool (*PollFn)() noexcept nogil
+
+    cppclass ContextBox:
+        ModelHandle model
+        c.llama_context* ptr
+        uint64_t id
+        uint64_t generation
+        int32_t n_outputs
+        bool outputs_are_pooled
+        MemoryMap map
+        Provenance provenance
+    ctypedef shared_ptr[ContextBox] ContextHandle
+
+    cppclass SamplerBox:
+        c.llama_sampler* ptr
+        ModelHandle model
+        SamplerBox(c.llama_sampler*, ModelHandle)
+    ctypedef shared_ptr[SamplerBox] SamplerHandle
+
+    Status model_load(const vector[string]& paths, c.llama_model_params params,
+                      const vector[g.ggml_backend_dev_t]& devices, const vector[float]& tensor_split, ModelHandle& out)
+    Status context_create(ModelHandle model, c.llama_context_params params, PollFn poll, ContextHandle& out)
+    bool context_enter(ContextBox& box)
+    void context_leave(ContextBox& box)
+    void context_request_abort(ContextBox& box)
+
+cdef extern from "batch.hpp" namespace "lloyal" nogil:
+    cppclass Batch:
+        Batch() except +
+        void clear()
+        void add(c.llama_token token, c.llama_pos pos, const c.llama_seq_id* seqs, int32_t n_seqs, bool logits) except +
+        void extend(const c.llama_token* tokens, size_t n, c.llama_pos pos0, c.llama_seq_id seq, bool logits_all,
+                    bool logits_last) except +
+        void extend_embd(const float* rows, size_t n, int32_t n_embd, c.llama_pos pos0, c.llama_seq_id seq,
+                         bool logits_all, bool logits_last) except +
+        void set_logits(size_t i, bool value)
+        size_t size() const
+        bool has_embd() const
+        int32_t n_embd() const
+        c.llama_token token(size_t i) const
+        c.llama_pos pos(size_t i) const
+        bool logits(size_t i) const
+        int32_t n_seq(size_t i) const
+        c.llama_seq_id seq(size_t i, size_t k) const
+
+cdef extern from "decode.hpp" namespace "lloyal" nogil:
+    Status decode(ContextBox& box, Batch& batch)
+    Status encode(ContextBox& box, Batch& batch)
+    Status logits_row(ContextBox& box, int32_t i, const float*& out)
+    Status embeddings_row(ContextBox& box, int32_t i, const float*& out)
+    Status embeddings_seq(ContextBox& box, int32_t seq, const float*& out)
+    int32_t argmax(const float* row, int32_t n)
+
+cdef extern from "raw_state.hpp" namespace "lloyal" nogil:
+    Status state_seq_get_size(ContextBox& box, int32_t seq, uint32_t flags, size_t& size)
+    Status state_seq_get_data(ContextBox& box, uint8_t* out, size_t size, int32_t seq, uint32_t flags, size_t& written)
+    Status state_seq_set_data(ContextBox& box, const uint8_t* data, size_t size, int32_t dest, uint32_t flags, size_t& read)
+    Status state_get_size(ContextBox& box, size_t& size)
+    Status state_get_data(ContextBox& box, uint8_t* out, size_t size, size_t& written)
+    Status state_set_data(ContextBox& box, const uint8_t* data, size_t size, size_t& read)
+    Status state_seq_read_payload(ContextBox& box, const uint8_t* data, size_t size, int32_t dest)
+
+cdef extern from "sampler.hpp" namespace "lloyal" nogil:
+    Status sample(SamplerBox& sampler, ContextBox& box, int32_t i, c.llama_token& out)

@@ -1,0 +1,28 @@
+// Native log lines on their way to Python's `logging`: any thread writes, whoever holds the GIL drains.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace lloyal {
+
+struct LogLine {
+    int         level; // ggml_log_level
+    std::string text;
+};
+
+// Route llama.cpp's and ggml's log into the ring. Idempotent.
+void log_install();
+
+// Lines waiting to be drained; cheap enough to ask after every native call.
+bool log_pending();
+
+// Take all waiting lines; `lost` counts those that did not fit since the last drain.
+std::vector<LogLine> log_drain(uint64_t & lost);
+
+// The last warning or error this thread logged since `log_mark()`, or an empty string.
+void        log_mark();
+std::string log_last();
+
+} // namespace lloyal

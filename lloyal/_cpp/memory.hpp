@@ -1,0 +1,83 @@
+// One view over llama.cpp's memory types: which caches a context has, what can be done to a sequence in them, and the
+// sequence operations themselves, validated, with provenance kept.
+#pragma once
+
+#include "provenance.hpp"
+#include "status.hpp"
+
+#include "llama.h"
+
+#include <string>
+#include <vector>
+
+class llama_kv_cache;
+class llama_kv_cache_iswa;
+class llama_memory_recurrent;
+
+namespace lloyal {
+
+struct ContextBox;
+
+enum class MemoryKind : int {
+    none = 0,
+    attention,
+    sliding_window,
+    recurrent,
+    hybrid,
+    hybrid_sliding_window,
+    sparse_attention,
+    compressed,
+    hybrid_indexed,
+};
+const char * memory_kind_name(MemoryKind kind);
+
+enum class Rollback : int { none = 0, trim, ring };
+
+// What a context's memory is made of, found once from its dynamic type.
+struct MemoryMap {
+    MemoryKind                    kind = MemoryKind::none;
+    std::vector<llama_kv_cache *> caches;              // every attention-like cache, the window cache included
+    llama_kv_cache *              window    = nullptr; // the sliding-window cache
+    llama_memory_recurrent *      recurrent = nullptr;
+    bool     unified         = true;
+    bool     shared          = false; // borrows another context's memory: its own operations are silent no-ops
+    bool     mrope           = false;
+    bool     v_trans         = false; // no flash attention: V is stored transposed
+    bool     quantized       = false; // K or V is a block type
+    uint32_t n_swa           = 0;
+    int      swa_type        = 0;
+    uint32_t n_rs_seq        = 0;
+    int32_t  n_pos_max       = -1;    // learned position table: positions at or past this abort in ggml
+
+    // Per sequence, how many tokens the recurrent rollback ring can take back right now, and whether a rollback waits.
+    std::vector<int32_t> ring_depth;
+    std::vector<bool>    ring_pending;
+
+    MemoryMap(const llama_model & model, const llama_context & context, llama_memory_t memory);
+
+    bool    has_recurrent() const { return recurrent != nullptr; }
+    // The first position that a token at `pos` attends to in the window cache.
+    int32_t window_begin(int32_t pos) const;
+    // False if the window cache lost a row that a token at `pos` would attend to.
+    bool    window_complete(const Runs & rows, int32_t seq, int32_t pos) const;
+    // Drop cells no later token of `seq` can attend to; they may be shared, and shared cells are never reused.
+    void    drop_stale_window(int32_t seq, int32_t next_pos);
+    // After a fork or restore nothing is left in the ring of `seq`.
+    void    reset_ring(int32_t seq);
+};
+
+bool     memory_can_shift(const ContextBox & box);
+Rollback memory_can_rollback(ContextBox & box, SeqId seq, int32_t n_tokens);
+
+Status memory_clear(ContextBox & box, bool data) noexcept;
+Status memory_seq_rm(ContextBox & box, SeqId seq, Pos p0, Pos p1) noexcept;
+Status memory_seq_cp(ContextBox & box, SeqId src, SeqId dst, Pos p0, Pos p1) noexcept;
+Status memory_seq_keep(ContextBox & box, SeqId seq) noexcept;
+Status memory_seq_add(ContextBox & box, SeqId seq, Pos p0, Pos p1, Pos delta) noexcept;
+Status memory_seq_div(ContextBox & box, SeqId seq, Pos p0, Pos p1, int d) noexcept;
+Status memory_seq_pos(ContextBox & box, SeqId seq, Pos & pos_min, Pos & pos_max) noexcept;
+
+// True if `seq` names a sequence of this context; otherwise fills `status`.
+bool valid_seq(const ContextBox & box, SeqId seq, const char * name, Status & status);
+
+} // namespace lloyal

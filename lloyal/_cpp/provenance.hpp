@@ -1,0 +1,87 @@
+// Which content each row of each sequence holds. The cell table cannot tell (trim 256 tokens and decode 256 others: it
+// is identical), so every row carries an id that is made when it is computed and travels with forks, trims and restores.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace lloyal {
+
+using Pos   = int32_t;
+using SeqId = int32_t;
+
+// The rows at positions [begin, end); the row at `p` has the id (epoch, first + (p - begin)).
+struct Run {
+    Pos      begin;
+    Pos      end;
+    uint64_t epoch; // random per context, so that ids read from a file never clash with fresh ones
+    uint64_t first;
+
+    bool continues(const Run & next) const {
+        return end == next.begin && epoch == next.epoch && first + uint64_t(end - begin) == next.first;
+    }
+    bool operator==(const Run &) const = default;
+};
+
+// Runs in order of position, disjoint, neighbours that continue each other merged.
+class Runs {
+  public:
+    void append(const Run & run); // at or after the end
+    void insert(const Run & run); // anywhere free
+    void erase(Pos begin, Pos end);
+    Runs slice(Pos begin, Pos end) const;
+    void clear() { runs_.clear(); }
+
+    bool empty() const { return runs_.empty(); }
+    Pos  begin() const { return runs_.empty() ? 0 : runs_.front().begin; }
+    Pos  end() const { return runs_.empty() ? 0 : runs_.back().end; }
+    bool overlaps(Pos begin, Pos end) const;
+    int64_t size() const; // rows
+
+    // Rows from the start of both that are the same content: the position where they first differ.
+    Pos common_end(const Runs & other) const;
+    // True if every row of `other` is here with the same id.
+    bool holds(const Runs & other) const;
+
+    const std::vector<Run> & list() const { return runs_; }
+    bool operator==(const Runs &) const = default;
+
+  private:
+    std::vector<Run> runs_;
+};
+
+class Provenance {
+  public:
+    Provenance(uint64_t epoch, int32_t n_seq_max) : epoch_(epoch), seqs_(n_seq_max), writers_(n_seq_max) {}
+
+    const Runs & of(SeqId seq) const { return seqs_[seq]; }
+    Runs &       of(SeqId seq) { return seqs_[seq]; }
+    uint64_t     epoch() const { return epoch_; }
+    int32_t      n_seq_max() const { return int32_t(seqs_.size()); }
+
+    // A fresh row of `seq` at `pos`; rows that one sequence writes one after another get consecutive ids.
+    Run write(SeqId seq, Pos pos);
+    // Replace [begin, end) of `seq` by fresh ids: something outside our sight wrote it.
+    void rewrite(SeqId seq, Pos begin, Pos end);
+    void remove(SeqId seq, Pos begin, Pos end) { seqs_[seq].erase(begin, end); }
+    void copy(SeqId src, SeqId dst, Pos begin, Pos end);
+    void assign(SeqId seq, const Runs & runs);
+    void keep(SeqId seq);
+    void clear();
+
+  private:
+    // A block of ids that one sequence draws from. A fork does not copy it: its next rows are other content.
+    struct Writer {
+        uint64_t next = 0;
+        uint64_t last = 0;
+    };
+
+    uint64_t            epoch_;
+    std::vector<Runs>   seqs_;
+    std::vector<Writer> writers_;
+    uint64_t            n_blocks_ = 0;
+};
+
+uint64_t random_epoch();
+
+} // namespace lloyal

@@ -1,0 +1,349 @@
+#include "raw_state.hpp"
+
+#include "handles.hpp"
+#include "io.hpp"
+#include "log.hpp"
+
+#include "llama-context.h"
+#include "llama-memory-recurrent.h"
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+
+namespace lloyal {
+namespace {
+
+constexpr uint32_t KNOWN_FLAGS = LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY | LLAMA_STATE_SEQ_FLAGS_ON_DEVICE;
+constexpr size_t   BLOB_HEADER = 8; // u32 magic, i32 source sequence
+
+bool on_device(uint32_t flags) {
+    return (flags & LLAMA_STATE_SEQ_FLAGS_ON_DEVICE) != 0;
+}
+
+Status check_call(const ContextBox & box, SeqId seq, uint32_t flags, const char * name) {
+    Status bad;
+    if (!box.memory) {
+        return Status(Code::unsupported, "this model keeps no memory between calls, so it has no state");
+    }
+    if (box.map.shared) {
+        return Status(Code::unsupported, "this context borrows another context's memory: save that one");
+    }
+    if (flags & ~KNOWN_FLAGS) {
+        return Status(Code::invalid_argument, text("flags=", flags, " has unknown bits: use StateSeqFlags"));
+    }
+    if (!valid_seq(box, seq, name, bad)) {
+        return bad;
+    }
+    return {};
+}
+
+// Why this context cannot keep the tensors of such a save in device buffers through llama.cpp, or ok.
+Status check_device(const ContextBox & box, uint32_t flags) {
+    const MemoryMap & map = box.map;
+    const bool partial = (flags & LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY) != 0;
+    const bool recurrent_only = map.kind == MemoryKind::recurrent || (partial && map.has_recurrent());
+    if (map.quantized && !recurrent_only) {
+        return Status(Code::unsupported,
+                      "LLAMA_STATE_SEQ_FLAGS_ON_DEVICE copies 1/32 of a quantized cache and corrupts it: use "
+                      "ctx.checkpoint(where=\"device\"), or the host flags");
+    }
+    for (const auto & [buft, bytes] : box.ptr->get_memory()->memory_breakdown()) {
+        ggml_backend_dev_t device = ggml_backend_buft_get_device(buft);
+        if (device && ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_META) {
+            return Status(Code::unsupported, "LLAMA_STATE_SEQ_FLAGS_ON_DEVICE does not work with split_mode=\"tensor\"");
+        }
+    }
+    return {};
+}
+
+struct BufferNeed {
+    size_t bytes  = 0;
+    size_t padded = 0;
+};
+
+// Tensor bytes per buffer type of what a save of `seq` would write now.
+std::map<ggml_backend_buffer_type_t, BufferNeed> device_need(ContextBox & box, SeqId seq, uint32_t flags) {
+    Collector collector;
+    box.memory->state_write(collector, seq, flags);
+    std::map<ggml_backend_buffer_type_t, BufferNeed> need;
+    for (const Slice & slice : collector.slices) {
+        ggml_backend_buffer_type_t buft = ggml_backend_buffer_get_type(slice.tensor->buffer);
+        const size_t alignment = ggml_backend_buft_get_alignment(buft);
+        need[buft].bytes += slice.size;
+        need[buft].padded += GGML_PAD(slice.size, alignment);
+    }
+    return need;
+}
+
+// llama.cpp asserts on a failed or split allocation, so ask for the memory first and give it back.
+Status probe_device(const std::map<ggml_backend_buffer_type_t, BufferNeed> & need) {
+    for (const auto & [buft, n] : need) {
+        const size_t most = ggml_backend_buft_get_max_size(buft);
+        if (n.padded > most) {
+            return Status(Code::unsupported,
+                          text("the state needs one buffer of ", n.padded, " bytes, ", ggml_backend_buft_name(buft),
+                               " allows ", most));
+        }
+        ggml_backend_buffer_t buffer = ggml_backend_buft_alloc_buffer(buft, n.padded);
+        if (!buffer) {
+            return Status(Code::out_of_device_memory,
+                          text(ggml_backend_buft_name(buft), " has no room for ", n.padded, " bytes of state"));
+        }
+        ggml_backend_buffer_free(buffer);
+    }
+    return {};
+}
+
+// Cells that several sequences share with different pending rollbacks make a whole-context save abort.
+Status check_pending(const ContextBox & box) {
+    if (const llama_memory_recurrent * recurrent = box.map.recurrent) {
+        for (const auto & cell : recurrent->cells) {
+            uint32_t first = 0;
+            bool any = false;
+            for (const llama_seq_id seq : cell.seq_id) {
+                const uint32_t pending = recurrent->rs_idx[size_t(seq)];
+                if (any && pending != first) {
+                    return Status(Code::unsupported, text("sequence ", seq, " shares its state with another and has a "
+                                                          "rollback pending: decode a token first"));
+                }
+                first = pending;
+                any = true;
+            }
+        }
+    }
+    return {};
+}
+
+// Rows came in past us: make their ids fresh.
+void forget_rows(ContextBox & box, SeqId seq) {
+    box.provenance.remove(seq, 0, std::numeric_limits<Pos>::max());
+    const Pos pos_max = box.memory->seq_pos_max(seq);
+    if (pos_max >= 0) {
+        // A window cache reports its own minimum; rows before it exist in the full-size layers.
+        const Pos pos_min = box.map.window || box.map.recurrent ? 0 : box.memory->seq_pos_min(seq);
+        box.provenance.rewrite(seq, pos_min, pos_max + 1);
+    }
+    box.map.reset_ring(seq);
+}
+
+void outputs_gone(ContextBox & box) {
+    ++box.generation;
+    box.output_row.clear();
+    box.n_outputs = 0;
+}
+
+Status refused(const char * what, SeqId dest) {
+    const std::string log = log_last();
+    return Status(Code::state_mismatch,
+                  text("llama.cpp refused the ", what, log.empty() ? "" : ": ", log, "; sequence ", dest, " is now empty"));
+}
+
+} // namespace
+
+Status state_seq_get_size(ContextBox & box, SeqId seq, uint32_t flags, size_t & size) noexcept {
+    return guarded(Code::state_mismatch, [&]() -> Status {
+        if (Status bad = check_call(box, seq, flags, "seq_id"); !bad.ok()) {
+            return bad;
+        }
+        if (on_device(flags)) {
+            if (Status bad = check_device(box, flags); !bad.ok()) {
+                return bad;
+            }
+        }
+        size = llama_state_seq_get_size_ext(box.ptr, seq, flags);
+        if (size == 0) {
+            return Status(Code::state_mismatch, text("llama.cpp could not size the state of sequence ", seq, ": ", log_last()));
+        }
+        size += on_device(flags) ? DEVICE_TRAILER : 0;
+        return {};
+    });
+}
+
+Status state_seq_get_data(ContextBox & box, uint8_t * out, size_t size, SeqId seq, uint32_t flags, size_t & written) noexcept {
+    return guarded(Code::state_mismatch, [&]() -> Status {
+        size_t need_size = 0;
+        if (Status bad = state_seq_get_size(box, seq, flags, need_size); !bad.ok()) {
+            return bad;
+        }
+        if (size < need_size) {
+            return Status(Code::invalid_argument, text("the buffer has ", size, " bytes, the state of sequence ", seq,
+                                                       " takes ", need_size));
+        }
+        log_mark();
+        if (!on_device(flags)) {
+            written = llama_state_seq_get_data_ext(box.ptr, out, size, seq, flags);
+            return written ? Status() : Status(Code::state_mismatch, "llama.cpp could not write the state: " + log_last());
+        }
+        llama_synchronize(box.ptr);
+        const auto need = device_need(box, seq, flags);
+        BufferNeed total;
+        for (const auto & [buft, n] : need) {
+            total.bytes += n.bytes;
+            total.padded += n.padded;
+        }
+        RawDeviceState & slot = box.raw_states.slots[seq];
+        if (slot.save_number != 0 && slot.tensor_bytes == total.bytes) {
+            if (total.padded > slot.padded_bytes) {
+                return Status(Code::unsupported,
+                              text("llama.cpp would put these cell ranges into the buffer of the last save of sequence ",
+                                   seq, ", which is too small for their padding, and abort: use ctx.checkpoint()"));
+            }
+        } else {
+            if (Status bad = probe_device(need); !bad.ok()) {
+                return bad;
+            }
+            slot.padded_bytes = total.padded;
+        }
+        slot.save_number = 0;
+        const size_t native = need_size - DEVICE_TRAILER;
+        written = llama_state_seq_get_data_ext(box.ptr, out, native, seq, flags);
+        if (written != native) {
+            return Status(Code::state_mismatch, "llama.cpp could not write the state: " + log_last());
+        }
+        slot.save_number = ++box.raw_states.n_saves;
+        slot.flags = flags;
+        slot.tensor_bytes = total.bytes;
+        slot.blob.assign(out, out + native);
+        slot.rows = box.provenance.of(seq);
+        const DeviceTrailer trailer{box.id, slot.save_number};
+        std::memcpy(out + native, &trailer, DEVICE_TRAILER);
+        written += DEVICE_TRAILER;
+        return {};
+    });
+}
+
+Status state_seq_set_data(ContextBox & box, const uint8_t * data, size_t size, SeqId dest, uint32_t flags,
+                          size_t & read) noexcept {
+    return guarded(Code::state_mismatch, [&]() -> Status {
+        if (Status bad = check_call(box, dest, flags, "dest_seq_id"); !bad.ok()) {
+            return bad;
+        }
+        log_mark();
+        size_t native = size;
+        const Runs * rows = nullptr;
+        if (on_device(flags)) {
+            if (Status bad = check_device(box, flags); !bad.ok()) {
+                return bad;
+            }
+            DeviceTrailer trailer;
+            if (size < BLOB_HEADER + DEVICE_TRAILER) {
+                return Status(Code::state_mismatch, text("a device state of ", size, " bytes is truncated"));
+            }
+            native = size - DEVICE_TRAILER;
+            std::memcpy(&trailer, data + native, DEVICE_TRAILER);
+            if (trailer.context_id != box.id) {
+                return Status(Code::state_mismatch,
+                              "not a device state of this context: its tensors are in another context (or it is a host "
+                              "state, or damaged)");
+            }
+            SeqId source;
+            std::memcpy(&source, data + 4, sizeof source);
+            const auto found = box.raw_states.slots.find(source);
+            if (found == box.raw_states.slots.end() || found->second.save_number != trailer.save_number) {
+                return Status(Code::stale_checkpoint,
+                              text("this device state is stale: sequence ", source, " was saved again since, and "
+                                   "llama.cpp keeps one per sequence (ctx.checkpoint() keeps any number)"));
+            }
+            const RawDeviceState & slot = found->second;
+            if (slot.flags != flags) {
+                return Status(Code::state_mismatch, text("the state was saved with flags=", slot.flags,
+                                                         ", it cannot be restored with flags=", flags));
+            }
+            if (slot.blob.size() != native || std::memcmp(slot.blob.data(), data, native) != 0) {
+                return Status(Code::state_mismatch, "the bytes of this device state were changed");
+            }
+            rows = &slot.rows;
+        }
+        outputs_gone(box);
+        const bool partial = (flags & LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY) != 0;
+        read = llama_state_seq_set_data_ext(box.ptr, data, native, dest, flags);
+        if (read == 0) {
+            box.memory->seq_rm(dest, -1, -1); // hybrid memories can be left half restored
+            box.provenance.remove(dest, 0, std::numeric_limits<Pos>::max());
+            box.map.reset_ring(dest);
+            return refused("state", dest);
+        }
+        if (rows && !partial) {
+            box.provenance.assign(dest, *rows);
+            box.map.reset_ring(dest);
+        } else {
+            forget_rows(box, dest);
+        }
+        read = size;
+        return {};
+    });
+}
+
+Status state_get_size(ContextBox & box, size_t & size) noexcept {
+    return guarded(Code::state_mismatch, [&]() -> Status {
+        llama_synchronize(box.ptr); // llama_state_get_size does not
+        if (Status bad = check_pending(box); !bad.ok()) {
+            return bad;
+        }
+        size = llama_state_get_size(box.ptr);
+        return size ? Status() : Status(Code::state_mismatch, "llama.cpp could not size the state: " + log_last());
+    });
+}
+
+Status state_get_data(ContextBox & box, uint8_t * out, size_t size, size_t & written) noexcept {
+    return guarded(Code::state_mismatch, [&]() -> Status {
+        size_t need = 0;
+        if (Status bad = state_get_size(box, need); !bad.ok()) {
+            return bad;
+        }
+        if (size < need) {
+            return Status(Code::invalid_argument, text("the buffer has ", size, " bytes, the state takes ", need));
+        }
+        written = llama_state_get_data(box.ptr, out, size);
+        return written ? Status() : Status(Code::state_mismatch, "llama.cpp could not write the state: " + log_last());
+    });
+}
+
+Status state_set_data(ContextBox & box, const uint8_t * data, size_t size, size_t & read) noexcept {
+    return guarded(Code::state_mismatch, [&]() -> Status {
+        log_mark();
+        outputs_gone(box);
+        read = llama_state_set_data(box.ptr, data, size);
+        if (read == 0) {
+            const std::string log = log_last();
+            memory_clear(box, false);
+            return Status(Code::state_mismatch, "llama.cpp refused the state" + (log.empty() ? "" : ": " + log) +
+                                                    "; the context is now empty");
+        }
+        for (SeqId seq = 0; box.memory && seq < box.provenance.n_seq_max(); ++seq) {
+            forget_rows(box, seq);
+        }
+        return {};
+    });
+}
+
+Status state_seq_read_payload(ContextBox & box, const uint8_t * data, size_t size, SeqId dest) noexcept {
+    return guarded(Code::state_mismatch, [&]() -> Status {
+        if (Status bad = check_call(box, dest, 0, "dest_seq_id"); !bad.ok()) {
+            return bad;
+        }
+        log_mark();
+        llama_synchronize(box.ptr);
+        outputs_gone(box);
+        HostReader reader(data, size);
+        Status status = guarded(Code::state_mismatch, [&]() -> Status {
+            box.memory->state_read(reader, dest, 0);
+            if (reader.n_left() != 0) {
+                return Status(Code::state_mismatch, text(reader.n_left(), " bytes are left over"));
+            }
+            reader.apply();
+            return {};
+        });
+        if (!status.ok()) {
+            box.memory->seq_rm(dest, -1, -1);
+            box.provenance.remove(dest, 0, std::numeric_limits<Pos>::max());
+            box.map.reset_ring(dest);
+            return Status(status.code, text("the state cannot be read: ", status.message, "; sequence ", dest, " is now empty"));
+        }
+        forget_rows(box, dest);
+        return {};
+    });
+}
+
+} // namespace lloyal

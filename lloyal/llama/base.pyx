@@ -1,0 +1,51 @@
+# cython: language_level=3
+"""What every part of a context stands on: its handle, closing it, and the rule that it has one caller at a time."""
+
+cimport lloyal._cpp.core as core
+
+from lloyal.errors import Busy, Closed
+
+__all__ = ["ContextBase"]
+
+
+cdef class ContextBase:
+    """The handle of a context. Not for direct use: see `Context`."""
+
+    cdef core.ContextHandle pin(self) except *:
+        if not self.handle:
+            raise Closed("the context is closed")
+        return self.handle
+
+    def close(self) -> None:
+        """Drop this object's hold on the context; a call that runs in another thread finishes first.
+
+        What keeps the context alive (a running call, a checkpoint) keeps it until it is done. May be called twice and
+        from any thread. Releases the GIL.
+        """
+        cdef core.ContextHandle handle
+        handle.swap(self.handle)
+        with nogil:
+            handle.reset()
+
+    @property
+    def closed(self) -> bool:
+        return not self.handle
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc_info):
+        self.close()
+
+
+cdef int enter(ContextBase ctx, core.ContextHandle& handle) except -1:
+    if not ctx.handle:
+        raise Closed("the context is closed")
+    (&handle)[0] = ctx.handle
+    if not core.context_enter(handle.get()[0]):
+        raise Busy("another thread is inside this context: one context takes one caller at a time")
+    return 0
+
+
+cdef void leave(core.ContextHandle& handle) noexcept nogil:
+    core.context_leave(handle.get()[0])

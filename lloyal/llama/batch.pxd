@@ -1,0 +1,4 @@
+cimport lloyal._cpp.core as core
+
+cdef class Batch:
+    cdef core.Batch box

@@ -1,0 +1,227 @@
+# cython: language_level=3
+"""The memory of a context: what is cached for which sequence, and what can be done to it.
+
+One interface over attention caches, sliding windows, recurrent states and their hybrids. Every operation is checked
+before llama.cpp, which aborts on most mistakes, sees it.
+"""
+
+from libc.stdint cimport int32_t
+
+cimport lloyal._cpp.core as core
+from lloyal.llama.base cimport ContextBase, enter, leave
+from lloyal.llama.status cimport check
+
+
+__all__ = ["Memory"]
+
+
+cdef Memory wrap_memory(ContextBase ctx):
+    cdef Memory memory = Memory.__new__(Memory)
+    memory.ctx = ctx
+    return memory
+
+
+cdef class Memory:
+    """The memory of a context (``llama_memory_t``). Get it from `Context.memory`; it keeps the context alive.
+
+    Positions are ranges ``[p0, p1)``; a negative end is open, as in llama.h. Every method takes the context like
+    decode does: a second thread gets `Busy`. Operations release the GIL.
+    """
+
+    def __init__(self):
+        raise TypeError("Memory cannot be made directly: use Context.memory")
+
+    @property
+    def kind(self) -> str:
+        """What the memory is made of, from its dynamic type.
+
+        ``"attention"``, ``"sliding_window"``, ``"recurrent"``, ``"hybrid"``, ``"hybrid_sliding_window"``,
+        ``"sparse_attention"``, ``"compressed"``, ``"hybrid_indexed"``, or ``"none"`` (encoders).
+        """
+        cdef core.ContextHandle handle = self.ctx.pin()
+        return core.memory_kind_name(handle.get().map.kind).decode()
+
+    @property
+    def unified(self) -> bool:
+        """True if all sequences share one buffer, so that a fork moves no bytes."""
+        cdef core.ContextHandle handle = self.ctx.pin()
+        return handle.get().map.unified
+
+    @property
+    def can_shift(self) -> bool:
+        """True if positions can be changed by `seq_add` and `seq_div`."""
+        cdef core.ContextHandle handle = self.ctx.pin()
+        return core.memory_can_shift(handle.get()[0])
+
+    def can_rollback(self, seq_id, n_tokens) -> str | None:
+        """How the last `n_tokens` of a sequence can be taken back right now, with right logits afterwards.
+
+        Returns
+        -------
+        {"trim", "ring", None}
+            "trim": `seq_rm` drops rows. "ring": `seq_rm` goes back in the recurrent rollback ring, once until the next
+            decode. None: neither; restore a checkpoint.
+        """
+        cdef core.ContextHandle handle
+        cdef core.Status status
+        cdef int32_t seq = seq_id
+        cdef int32_t n = n_tokens
+        cdef int how = 0
+        enter(self.ctx, handle)
+        try:
+            if core.valid_seq(handle.get()[0], seq, b"seq_id", status):
+                how = <int>core.memory_can_rollback(handle.get()[0], seq, n)
+        finally:
+            leave(handle)
+        check(status)
+        return (None, "trim", "ring")[how]
+
+    def seq_rm(self, seq_id, p0=-1, p1=-1) -> None:
+        """Remove positions [p0, p1) of a sequence; of every sequence with -1 (``llama_memory_seq_rm``).
+
+        Raises
+        ------
+        Unsupported
+            The rest could not be decoded on correctly (recurrent state, window rows gone); nothing was changed.
+            llama.cpp accepts some of these and gives wrong logits.
+        """
+        cdef core.ContextHandle handle
+        cdef core.Status status
+        cdef int32_t seq = seq_id
+        cdef int32_t begin = p0
+        cdef int32_t end = p1
+        enter(self.ctx, handle)
+        with nogil:
+            status = core.memory_seq_rm(handle.get()[0], seq, begin, end)
+            leave(handle)
+        check(status)
+
+    def seq_cp(self, seq_id_src, seq_id_dst, p0=-1, p1=-1) -> None:
+        """Copy positions [p0, p1) to another sequence (``llama_memory_seq_cp``).
+
+        On a unified attention cache both share the cells and no bytes move; recurrent states are copied when one of
+        them next decodes; with kv_unified=False the rows are copied at once.
+
+        Raises
+        ------
+        InvalidArgument
+            The destination holds other rows in that range.
+        Unsupported
+            Part of a recurrent state, or of a sequence with kv_unified=False.
+        """
+        cdef core.ContextHandle handle
+        cdef core.Status status
+        cdef int32_t src = seq_id_src
+        cdef int32_t dst = seq_id_dst
+        cdef int32_t begin = p0
+        cdef int32_t end = p1
+        enter(self.ctx, handle)
+        with nogil:
+            status = core.memory_seq_cp(handle.get()[0], src, dst, begin, end)
+            leave(handle)
+        check(status)
+
+    def seq_keep(self, seq_id) -> None:
+        """Remove every other sequence (``llama_memory_seq_keep``)."""
+        cdef core.ContextHandle handle
+        cdef core.Status status
+        cdef int32_t seq = seq_id
+        enter(self.ctx, handle)
+        with nogil:
+            status = core.memory_seq_keep(handle.get()[0], seq)
+            leave(handle)
+        check(status)
+
+    def seq_add(self, seq_id, p0, p1, delta) -> None:
+        """Add `delta` to positions [p0, p1) and rotate their keys, at once (``llama_memory_seq_add``).
+
+        Raises
+        ------
+        Unsupported
+            `can_shift` is False, or another sequence shares the rows (their positions would change too).
+        InvalidArgument
+            Positions would collide or become negative.
+        """
+        cdef core.ContextHandle handle
+        cdef core.Status status
+        cdef int32_t seq = seq_id
+        cdef int32_t begin = p0
+        cdef int32_t end = p1
+        cdef int32_t by = delta
+        enter(self.ctx, handle)
+        with nogil:
+            status = core.memory_seq_add(handle.get()[0], seq, begin, end, by)
+            leave(handle)
+        check(status)
+
+    def seq_div(self, seq_id, p0, p1, d) -> None:
+        """Divide positions [p0, p1) by `d` (1 or more), at once (``llama_memory_seq_div``). Raises like `seq_add`."""
+        cdef core.ContextHandle handle
+        cdef core.Status status
+        cdef int32_t seq = seq_id
+        cdef int32_t begin = p0
+        cdef int32_t end = p1
+        cdef int by = d
+        enter(self.ctx, handle)
+        with nogil:
+            status = core.memory_seq_div(handle.get()[0], seq, begin, end, by)
+            leave(handle)
+        check(status)
+
+    def seq_pos_min(self, seq_id) -> int:
+        """The smallest cached position of a sequence, -1 if it is empty (of the window layers, where there are any)."""
+        return self._seq_pos(seq_id)[0]
+
+    def seq_pos_max(self, seq_id) -> int:
+        """The largest cached position of a sequence, -1 if it is empty."""
+        return self._seq_pos(seq_id)[1]
+
+    cdef tuple _seq_pos(self, seq_id):
+        cdef core.ContextHandle handle
+        cdef core.Status status
+        cdef int32_t seq = seq_id
+        cdef int32_t low = -1
+        cdef int32_t high = -1
+        enter(self.ctx, handle)
+        with nogil:
+            status = core.memory_seq_pos(handle.get()[0], seq, low, high)
+            leave(handle)
+        check(status)
+        return low, high
+
+    def clear(self, data=True) -> None:
+        """Forget every sequence; with `data` the buffers are zeroed too (``llama_memory_clear``)."""
+        cdef core.ContextHandle handle
+        cdef core.Status status
+        cdef bint zero = data
+        enter(self.ctx, handle)
+        with nogil:
+            status = core.memory_clear(handle.get()[0], zero)
+            leave(handle)
+        check(status)
+
+    def provenance(self, seq_id) -> list[tuple[int, int, int, int]]:
+        """Which content each row of a sequence holds, as runs ``(begin, end, epoch, first_id)``.
+
+        Row ``p`` of a run has the id ``(epoch, first_id + p - begin)``. Equal ids mean equal content, also across
+        sequences and checkpoints.
+        """
+        cdef core.ContextHandle handle
+        cdef core.Status status
+        cdef int32_t seq = seq_id
+        cdef const core.Runs* runs
+        enter(self.ctx, handle)
+        try:
+            if core.valid_seq(handle.get()[0], seq, b"seq_id", status):
+                runs = &handle.get().provenance.of(seq)
+                found = []
+                for i in range(runs.list().size()):
+                    run = runs.list()[i]
+                    found.append((run.begin, run.end, run.epoch, run.first))
+                return found
+        finally:
+            leave(handle)
+        check(status)
+
+    def __repr__(self):
+        return "<Memory, closed>" if self.ctx.closed else f"<Memory {self.kind}>"

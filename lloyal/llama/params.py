@@ -1,0 +1,212 @@
+"""Parameters of models and contexts, as frozen dataclasses.
+
+The keywords of `Model(...)` and `Context(...)` are the fields of these classes; a keyword that is not a field raises
+`UnknownParameter` and names the nearest one. Defaults are llama.cpp's except where the docstring says otherwise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from lloyal.errors import InvalidArgument, UnknownParameter
+
+__all__ = ["CACHE_TYPES", "ContextParams", "ModelParams", "default_threads", "from_keywords"]
+
+# Types that llama.cpp accepts for the K and V cache.
+CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
+
+INT32_MAX = 2**31 - 1
+
+P = TypeVar("P")
+
+
+def default_threads() -> int:
+    """CPUs this process may run on."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS
+        return os.cpu_count() or 1
+
+
+def from_keywords(kind: type[P], keywords: Mapping[str, Any]) -> P:
+    """Build a parameter class from keywords.
+
+    Raises
+    ------
+    UnknownParameter
+        A keyword is no field of `kind`; the message names the nearest field.
+    """
+    names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    for name in keywords:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f" (it has {', '.join(names)})"
+            raise UnknownParameter(f"{kind.__name__} has no parameter {name!r}{hint}")
+    return kind(**keywords)
+
+
+def _check_int(name: str, value: object, low: int, high: int = INT32_MAX) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise InvalidArgument(f"{name}={value!r} must be an integer from {low} to {high}")
+
+
+def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise InvalidArgument(f"{name}={value!r} must be one of {', '.join(map(repr, choices))}")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ModelParams:
+    """How a model is loaded (`llama_model_params`).
+
+    Attributes
+    ----------
+    n_gpu_layers : int
+        Layers to keep on the devices; -1 means all.
+    devices : sequence of Device or str, optional
+        Devices to use, as objects or names from `lloyal.devices()`; None means all GPUs, an empty list the CPU only.
+    split_mode : {"none", "layer", "row", "tensor"}
+        How several devices share the model.
+    main_gpu : int
+        The device that holds everything when `split_mode` is "none".
+    tensor_split : sequence of float, optional
+        Share of the model for each device.
+    use_mmap : bool
+        Map the file instead of reading it.
+    use_mlock : bool
+        Keep the weights from being swapped out.
+    vocab_only, check_tensors, use_extra_bufts, no_host, load_mtp : bool
+        As in `llama_model_params`.
+    kv_overrides : mapping, optional
+        Metadata keys to replace: bool, int, float or str (at most 127 bytes).
+    progress : callable, optional
+        Called with a float from 0 to 1 while loading; returning False stops the load (`Aborted`), and so does raising.
+    """
+
+    n_gpu_layers: int = -1
+    devices: Sequence[Any] | None = None
+    split_mode: str = "layer"
+    main_gpu: int = 0
+    tensor_split: Sequence[float] | None = None
+    use_mmap: bool = True
+    use_mlock: bool = False
+    vocab_only: bool = False
+    check_tensors: bool = False
+    use_extra_bufts: bool = True
+    no_host: bool = False
+    load_mtp: bool = True
+    kv_overrides: Mapping[str, bool | int | float | str] | None = None
+    progress: Callable[[float], bool | None] | None = None
+
+    def __post_init__(self) -> None:
+        _check_int("n_gpu_layers", self.n_gpu_layers, -1)
+        _check_int("main_gpu", self.main_gpu, 0)
+        _check_choice("split_mode", self.split_mode, ("none", "layer", "row", "tensor"))
+        for key, value in (self.kv_overrides or {}).items():
+            if len(key.encode()) > 127 or (isinstance(value, str) and len(value.encode()) > 127):
+                raise InvalidArgument(f"kv_overrides[{key!r}]: keys and strings take at most 127 bytes")
+        if self.progress is not None and not callable(self.progress):
+            raise InvalidArgument(f"progress={self.progress!r} is not callable")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ContextParams:
+    """How a context is created (`llama_context_params`).
+
+    Attributes
+    ----------
+    n_ctx : int
+        Tokens the cache holds over all sequences; 0 means the model's training length. llama.cpp rounds it up to 256.
+    n_batch, n_ubatch : int
+        Tokens one decode call takes, and tokens computed at once.
+    n_seq_max : int
+        Sequences, at most 256. Ours is 8 (llama.cpp: 1): branching needs more than one.
+    n_rs_seq : int
+        Depth of the rollback ring of recurrent models that have one; 0 means none.
+    n_outputs_max : int
+        Most outputs per micro-batch; 0 means n_batch.
+    type_k, type_v : str
+        Cache types, one of `CACHE_TYPES`; a quantized V needs flash attention.
+    flash_attn : {"auto", "on", "off"} or bool
+        Flash attention. Off stores V transposed, which makes every state copy many small ones.
+    kv_unified : bool
+        One buffer for all sequences (ours; llama.cpp: False): forks share cells instead of copying.
+    swa_full : bool
+        Keep all rows of sliding-window layers (ours: False).
+    n_threads, n_threads_batch : int, optional
+        Threads for single tokens and for batches; None means the CPUs this process may use.
+    embeddings : bool
+        Compute embeddings besides logits.
+    pooling : {"unspecified", "none", "mean", "cls", "last", "rank"}
+        How embeddings of a sequence are combined.
+    attention : {"unspecified", "causal", "non_causal"}
+        Attention type for embeddings.
+    rope_scaling : {"unspecified", "none", "linear", "yarn", "longrope"}
+    rope_freq_base, rope_freq_scale, yarn_ext_factor, yarn_attn_factor, yarn_beta_fast, yarn_beta_slow : float
+        0 (or negative for yarn_ext_factor) means from the model.
+    yarn_orig_ctx : int
+    offload_kqv, op_offload, no_perf : bool
+        As in `llama_context_params`.
+    type : {"default", "mtp"}
+        "mtp" runs the model's multi-token-prediction head on top of `parent`.
+    parent : Context, optional
+        The context whose results or memory this one uses (`ctx_other`).
+    """
+
+    n_ctx: int = 4096
+    n_batch: int = 2048
+    n_ubatch: int = 512
+    n_seq_max: int = 8
+    n_rs_seq: int = 0
+    n_outputs_max: int = 0
+    type_k: str = "f16"
+    type_v: str = "f16"
+    flash_attn: str | bool = "auto"
+    kv_unified: bool = True
+    swa_full: bool = False
+    n_threads: int | None = None
+    n_threads_batch: int | None = None
+    embeddings: bool = False
+    pooling: str = "unspecified"
+    attention: str = "unspecified"
+    rope_scaling: str = "unspecified"
+    rope_freq_base: float = 0.0
+    rope_freq_scale: float = 0.0
+    yarn_ext_factor: float = -1.0
+    yarn_attn_factor: float = -1.0
+    yarn_beta_fast: float = -1.0
+    yarn_beta_slow: float = -1.0
+    yarn_orig_ctx: int = 0
+    offload_kqv: bool = True
+    op_offload: bool = True
+    no_perf: bool = True
+    type: str = "default"
+    parent: Any = None
+
+    def __post_init__(self) -> None:
+        _check_int("n_ctx", self.n_ctx, 0)
+        _check_int("n_batch", self.n_batch, 1)
+        _check_int("n_ubatch", self.n_ubatch, 1)
+        _check_int("n_seq_max", self.n_seq_max, 1, 256)
+        _check_int("n_rs_seq", self.n_rs_seq, 0, 4096)
+        _check_int("n_outputs_max", self.n_outputs_max, 0)
+        _check_int("yarn_orig_ctx", self.yarn_orig_ctx, 0)
+        for name in ("n_threads", "n_threads_batch"):
+            if getattr(self, name) is not None:
+                _check_int(name, getattr(self, name), 1, 512)
+        _check_choice("type_k", self.type_k, CACHE_TYPES)
+        _check_choice("type_v", self.type_v, CACHE_TYPES)
+        if not isinstance(self.flash_attn, bool):
+            _check_choice("flash_attn", self.flash_attn, ("auto", "on", "off"))
+        _check_choice("pooling", self.pooling, ("unspecified", "none", "mean", "cls", "last", "rank"))
+        _check_choice("attention", self.attention, ("unspecified", "causal", "non_causal"))
+        _check_choice("rope_scaling", self.rope_scaling, ("unspecified", "none", "linear", "yarn", "longrope"))
+        _check_choice("type", self.type, ("default", "mtp"))
+        if self.n_rs_seq and self.n_ubatch <= self.n_rs_seq + 1:
+            raise InvalidArgument(f"n_ubatch={self.n_ubatch} must be more than n_rs_seq + 1 = {self.n_rs_seq + 1}")
+        if self.type_v not in ("f32", "f16", "bf16") and self.flash_attn in ("off", False):
+            raise InvalidArgument(f"type_v={self.type_v!r} is quantized and needs flash attention: flash_attn='on'")

@@ -1,0 +1,4 @@
+from lloyal.llama.base cimport ContextBase
+
+cdef class ContextState(ContextBase):
+    pass

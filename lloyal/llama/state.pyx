@@ -1,0 +1,347 @@
+# cython: language_level=3
+"""llama.cpp's own state calls as methods of a context, same names and argument order, guarded.
+
+A state holds the memory of a sequence or of the whole context: no logits, no sampler, no tokens, no model identity.
+`Context.checkpoint` is the safe value on top of the same mechanism.
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from libc.stdint cimport int32_t, uint8_t, uint32_t
+
+cimport lloyal._cpp.core as core
+cimport lloyal.libllama.llama as c
+from lloyal.llama.backend cimport drain_logs
+from lloyal.llama.base cimport ContextBase, enter, leave
+from lloyal.llama.status cimport check
+
+import mmap
+import os
+import struct
+import tempfile
+
+from lloyal.errors import InvalidArgument, StateMismatch
+
+__all__ = ["ContextState"]
+
+
+cdef class ContextState(ContextBase):
+    """The state calls of a context. Not for direct use: see `Context`."""
+
+    def state_seq_get_size_ext(self, seq_id, flags=0) -> int:
+        """Bytes that `state_seq_get_data_ext` will write (``llama_state_seq_get_size_ext``).
+
+        Parameters
+        ----------
+        seq_id : int
+        flags : StateSeqFlags
+            With ON_DEVICE the count includes our trailer of 16 bytes.
+
+        Raises
+        ------
+        Unsupported
+            ON_DEVICE on a quantized cache, which llama.cpp corrupts, or on tensor-split models.
+
+        Notes
+        -----
+        Releases the GIL.
+        """
+        cdef core.ContextHandle handle
+        cdef core.Status status
+        cdef size_t size = 0
+        cdef int32_t seq = seq_id
+        cdef uint32_t bits = flags
+        enter(self, handle)
+        with nogil:
+            status = core.state_seq_get_size(handle.get()[0], seq, bits, size)
+            leave(handle)
+        check(status)
+        return size
+
+    def state_seq_get_data_ext(self, seq_id, flags=0, out=None):
+        """Write the state of a sequence (``llama_state_seq_get_data_ext``).
+
+        With ON_DEVICE the tensors stay in device buffers inside the context, one slot per sequence: the next ON_DEVICE
+        save of `seq_id` replaces them, and restoring the older blob raises `StaleCheckpoint`.
+
+        Parameters
+        ----------
+        seq_id : int
+        flags : StateSeqFlags
+        out : writable bytes-like, optional
+            Where to write; it may be larger than needed.
+
+        Returns
+        -------
+        bytes, or int with `out`
+            The state, or the number of bytes written.
+
+        Notes
+        -----
+        Releases the GIL.
+        """
+        cdef core.ContextHandle handle
+        cdef core.Status status
+        cdef size_t size = 0
+        cdef size_t written = 0
+        cdef int32_t seq = seq_id
+        cdef uint32_t bits = flags
+        cdef uint8_t[::1] target
+        cdef uint8_t* start
+        cdef bytes data = None
+        enter(self, handle)
+        try:
+            if out is None:
+                with nogil:
+                    status = core.state_seq_get_size(handle.get()[0], seq, bits, size)
+                check(status)
+                data = PyBytes_FromStringAndSize(NULL, size)
+                start = <uint8_t*>PyBytes_AS_STRING(data)
+            else:
+                target = _writable(out)
+                size = target.shape[0]
+                start = &target[0] if size else NULL
+            with nogil:
+                status = core.state_seq_get_data(handle.get()[0], start, size, seq, bits, written)
+        finally:
+            leave(handle)
+        drain_logs()
+        check(status)
+        return written if out is not None else data
+
+    def state_seq_set_data_ext(self, data, dest_seq_id, flags=0) -> int:
+        """Restore a state into a sequence (``llama_state_seq_set_data_ext``).
+
+        Parameters
+        ----------
+        data : bytes-like
+            What `state_seq_get_data_ext` gave, with the same flags.
+        dest_seq_id : int
+            The sequence to replace; it need not be the one that was saved.
+        flags : StateSeqFlags
+
+        Returns
+        -------
+        int
+            Bytes read.
+
+        Raises
+        ------
+        StaleCheckpoint
+            ON_DEVICE: the sequence was saved again since. Nothing was changed.
+        StateMismatch
+            Another layout, other flags, or damaged bytes. For host states the destination is empty afterwards,
+            as llama.cpp leaves it.
+
+        Notes
+        -----
+        Invalidates logits. Releases the GIL. With PARTIAL_ONLY on hybrid or sliding-window memory the attention part
+        keeps later rows: `seq_rm` them, or use `Context.checkpoint(partial=True)`, which does.
+        """
+        cdef core.ContextHandle handle
+        cdef core.Status status
+        cdef size_t read = 0
+        cdef int32_t seq = dest_seq_id
+        cdef uint32_t bits = flags
+        cdef const uint8_t[::1] source = _readable(data)
+        cdef size_t size = source.shape[0]
+        cdef const uint8_t* start = &source[0] if size else NULL
+        enter(self, handle)
+        with nogil:
+            status = core.state_seq_set_data(handle.get()[0], start, size, seq, bits, read)
+            leave(handle)
+        check(status)
+        drain_logs()
+        return read
+
+    def state_seq_get_size(self, seq_id) -> int:
+        """`state_seq_get_size_ext` without flags."""
+        return self.state_seq_get_size_ext(seq_id, 0)
+
+    def state_seq_get_data(self, seq_id, out=None):
+        """`state_seq_get_data_ext` without flags."""
+        return self.state_seq_get_data_ext(seq_id, 0, out)
+
+    def state_seq_set_data(self, data, dest_seq_id) -> int:
+        """`state_seq_set_data_ext` without flags."""
+        return self.state_seq_set_data_ext(data, dest_seq_id, 0)
+
+    def state_get_size(self) -> int:
+        """Bytes of the whole context's state (``llama_state_get_size``). Releases the GIL."""
+        cdef core.ContextHandle handle
+        cdef core.Status status
+        cdef size_t size = 0
+        enter(self, handle)
+        with nogil:
+            status = core.state_get_size(handle.get()[0], size)
+            leave(handle)
+        check(status)
+        return size
+
+    def state_get_data(self, out=None):
+        """The whole context's state, all sequences (``llama_state_get_data``); see `state_seq_get_data_ext`."""
+        cdef core.ContextHandle handle
+        cdef core.Status status
+        cdef size_t size = 0
+        cdef size_t written = 0
+        cdef uint8_t[::1] target
+        cdef uint8_t* start
+        cdef bytes data = None
+        enter(self, handle)
+        try:
+            if out is None:
+                with nogil:
+                    status = core.state_get_size(handle.get()[0], size)
+                check(status)
+                data = PyBytes_FromStringAndSize(NULL, size)
+                start = <uint8_t*>PyBytes_AS_STRING(data)
+            else:
+                target = _writable(out)
+                size = target.shape[0]
+                start = &target[0] if size else NULL
+            with nogil:
+                status = core.state_get_data(handle.get()[0], start, size, written)
+        finally:
+            leave(handle)
+        check(status)
+        return written if out is not None else data
+
+    def state_set_data(self, data) -> int:
+        """Restore the whole context (``llama_state_set_data``). A refused state leaves it empty. Releases the GIL."""
+        cdef core.ContextHandle handle
+        cdef core.Status status
+        cdef size_t read = 0
+        cdef const uint8_t[::1] source = _readable(data)
+        cdef size_t size = source.shape[0]
+        cdef const uint8_t* start = &source[0] if size else NULL
+        enter(self, handle)
+        with nogil:
+            status = core.state_set_data(handle.get()[0], start, size, read)
+            leave(handle)
+        check(status)
+        drain_logs()
+        return read
+
+    def state_seq_save_file(self, path, seq_id, tokens=()) -> int:
+        """Write a sequence's state and its tokens in llama.cpp's file format ("ggsq").
+
+        The file appears whole or not at all. Returns its size in bytes.
+        """
+        state = self.state_seq_get_data_ext(seq_id, 0)
+        header = _file_header(c.LLAMA_STATE_SEQ_MAGIC, c.LLAMA_STATE_SEQ_VERSION, tokens)
+        # The file leaves out the magic and sequence id that a state in memory starts with.
+        return _write_whole(path, header, memoryview(state)[8:])
+
+    def state_seq_load_file(self, path, dest_seq_id) -> list[int]:
+        """Restore a sequence from llama.cpp's file format and return the tokens stored with it.
+
+        Raises
+        ------
+        StateMismatch
+            Not such a file, truncated, or of another model or layout. The header is checked before anything is
+            touched; after that the destination is empty, and the message says so.
+        """
+        cdef core.ContextHandle handle
+        cdef core.Status status
+        cdef int32_t seq = dest_seq_id
+        cdef const uint8_t[::1] source
+        cdef const uint8_t* start
+        cdef size_t size
+        with _MappedFile(path) as file:
+            tokens, offset = _read_header(path, file, c.LLAMA_STATE_SEQ_MAGIC, c.LLAMA_STATE_SEQ_VERSION)
+            source = file
+            size = source.shape[0] - offset
+            start = &source[0] + <size_t>offset
+            enter(self, handle)
+            with nogil:
+                status = core.state_seq_read_payload(handle.get()[0], start, size, seq)
+                leave(handle)
+            source = None
+            check(status)
+        drain_logs()
+        return tokens
+
+    def state_save_file(self, path, tokens=()) -> int:
+        """Write the whole context and tokens in llama.cpp's session format ("ggsn"); see `state_seq_save_file`."""
+        state = self.state_get_data()
+        return _write_whole(path, _file_header(c.LLAMA_SESSION_MAGIC, c.LLAMA_SESSION_VERSION, tokens), state)
+
+    def state_load_file(self, path) -> list[int]:
+        """Restore the whole context from llama.cpp's session format and return the tokens stored with it."""
+        with _MappedFile(path) as file:
+            tokens, offset = _read_header(path, file, c.LLAMA_SESSION_MAGIC, c.LLAMA_SESSION_VERSION)
+            with memoryview(file) as view, view[offset:] as state:
+                read = self.state_set_data(state)
+                if read != len(state):
+                    raise StateMismatch(f"{path}: {len(state) - read} bytes are left over")
+        return tokens
+
+
+def _readable(data):
+    view = memoryview(data)
+    return view.cast("B") if view.contiguous else bytes(view)
+
+
+def _writable(out):
+    view = memoryview(out)
+    if view.readonly or not view.contiguous:
+        raise InvalidArgument("out must be a writable, contiguous buffer")
+    return view.cast("B")
+
+
+def _file_header(magic, version, tokens) -> bytes:
+    from array import array
+
+    ids = array("i", tokens)
+    return struct.pack("<III", magic, version, len(ids)) + ids.tobytes()
+
+
+def _read_header(path, file, magic, version):
+    from array import array
+
+    if len(file) < 12:
+        raise StateMismatch(f"{path}: {len(file)} bytes are too few for a state file")
+    found_magic, found_version, n_tokens = struct.unpack_from("<III", file)
+    if (found_magic, found_version) != (magic, version):
+        raise StateMismatch(f"{path}: magic {found_magic:#x} version {found_version}, expected {magic:#x} version {version}")
+    end = 12 + 4 * n_tokens
+    if end > len(file):
+        raise StateMismatch(f"{path}: it names {n_tokens} tokens and ends before them")
+    ids = array("i")
+    ids.frombytes(file[12:end])
+    return ids.tolist(), end
+
+
+def _write_whole(path, *parts) -> int:
+    """Write a file that appears whole or not at all."""
+    path = os.fspath(path)
+    folder = os.path.dirname(os.path.abspath(path))
+    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".lloyal-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            for part in parts:
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+            size = file.tell()
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    return size
+
+
+class _MappedFile:
+    """A file mapped for reading; an empty one gives empty bytes."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __enter__(self):
+        with open(self.path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
+        return self.map
+
+    def __exit__(self, *exc_info):
+        if self.map:
+            self.map.close()

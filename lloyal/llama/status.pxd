@@ -1,0 +1,14 @@
+# From a Status of our C++ to a Python exception; the one place where that happens.
+
+cimport lloyal._cpp.core as core
+
+cdef inline int check(core.Status& status) except -1:
+    if status.ok():
+        return 0
+    from lloyal.errors import error_from_code
+    from lloyal.llama.backend import drain_logs
+
+    message = status.message.decode("utf-8", "replace")
+    log = core.log_last().decode("utf-8", "replace")
+    drain_logs()
+    raise error_from_code(status.value(), message, status.native, log)

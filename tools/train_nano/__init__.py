@@ -1,0 +1,1 @@
+"""Trains and exports the embedded nano models; a development tool, never imported by the package."""

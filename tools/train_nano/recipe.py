@@ -1,0 +1,24 @@
+"""The shapes and schedules of the three shipped models: every number that decides them."""
+
+from __future__ import annotations
+
+from .model import Config
+from .tokenizer import VOCAB_SIZE
+from .train import Plan
+
+NANO = Config("nano", n_embd=192, n_layer=9, n_head=8, n_head_kv=2, n_ff=384, n_vocab=VOCAB_SIZE)
+DRAFT = Config("nano-draft", n_embd=128, n_layer=2, n_head=2, n_head_kv=1, n_ff=256, n_vocab=VOCAB_SIZE)
+HYBRID = Config("nano-hybrid", n_embd=128, n_layer=6, n_head=4, n_head_kv=2, n_ff=288, n_vocab=VOCAB_SIZE,
+                conv_layers=(0, 1, 3, 5))
+
+NANO_PLAN = Plan(steps=2500)
+HYBRID_PLAN = Plan(steps=1400)
+DRAFT_PLAN = Plan(steps=1200, muon_rate=0.03, adam_rate=0.005, long_share=0.0)
+
+# The draft's second course: the target's greedy continuations of LESSON_BATCHES * LESSON_ROWS prompts.
+LESSON_BATCHES = 42
+LESSON_ROWS = 192
+LESSON_SEED = 4321
+DISTIL_PLAN = Plan(steps=3000, rows=16, seed=99, muon_rate=0.02, adam_rate=0.004, cooldown=0.8)
+
+THREADS = 2
