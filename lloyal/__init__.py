@@ -30,26 +30,35 @@ except ModuleNotFoundError as error:
         "imported first."
     ) from error
 
-from lloyal import errors, llama, models
-from lloyal.llama import Context, Model
+from lloyal import errors, kv, llama, models
+from lloyal.checkpoint import Checkpoint, Checkpoints, Context, Model
+from lloyal.decoding import Generation, generate, prefill
+from lloyal.sampling import Sampling
 
 __all__ = [
     "Batch",
+    "Checkpoint",
+    "Checkpoints",
     "Context",
     "ContextParams",
     "Device",
+    "Generation",
     "Logits",
     "Memory",
     "Model",
     "ModelParams",
     "Sampler",
+    "Sampling",
     "StateSeqFlags",
     "Vocab",
     "build_info",
     "devices",
     "errors",
+    "generate",
+    "kv",
     "live_handles",
     "llama",
     "models",
+    "prefill",
     "system_info",
 ]

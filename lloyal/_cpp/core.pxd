@@ -25,6 +25,9 @@ cdef extern from "log.hpp" namespace "lloyal" nogil:
     vector[LogLine] log_drain(uint64_t& lost)
     string log_last()
 
+cdef extern from "fence.hpp" namespace "lloyal" nogil:
+    void fence_install()
+
 cdef extern from "provenance.hpp" namespace "lloyal" nogil:
     cppclass Run:
         int32_t begin
@@ -55,6 +58,7 @@ cdef extern from "memory.hpp" namespace "lloyal" nogil:
         bool quantized
         uint32_t n_rs_seq
         bool has_recurrent() const
+        int32_t window_begin(int32_t pos) const
     bool memory_can_shift(const ContextBox& box)
     Rollback memory_can_rollback(ContextBox& box, int32_t seq, int32_t n_tokens)
     Status memory_clear(ContextBox& box, bool data)
@@ -73,6 +77,7 @@ cdef extern from "handles.hpp" namespace "lloyal" nogil:
         int64_t samplers
         int64_t adapters
         int64_t checkpoints
+        int64_t connections
     LiveCounts& live_counts()
 
     cppclass ModelBox:
@@ -87,21 +92,17 @@ cdef extern from "handles.hpp" namespace "lloyal" nogil:
         uint64_t id
         uint64_t generation
         int32_t n_outputs
-        bool outputs_are_pooled
         MemoryMap map
         Provenance provenance
     ctypedef shared_ptr[ContextBox] ContextHandle
 
-    cppclass SamplerBox:
-        c.llama_sampler* ptr
-        ModelHandle model
-        SamplerBox(c.llama_sampler*, ModelHandle)
-    ctypedef shared_ptr[SamplerBox] SamplerHandle
-
     Status model_load(const vector[string]& paths, c.llama_model_params params,
                       const vector[g.ggml_backend_dev_t]& devices, const vector[float]& tensor_split, ModelHandle& out)
-    Status context_create(ModelHandle model, c.llama_context_params params, PollFn poll, ContextHandle& out)
+    Status model_tensor_sample(ModelBox& model, vector[uint8_t]& out)
+    Status context_create(ModelHandle model, c.llama_context_params params, ContextHandle parent, PollFn poll,
+                          ContextHandle& out)
     bool context_enter(ContextBox& box)
+    bool context_busy(const ContextBox& box)
     void context_leave(ContextBox& box)
     void context_request_abort(ContextBox& box)
 
@@ -125,7 +126,7 @@ cdef extern from "batch.hpp" namespace "lloyal" nogil:
         c.llama_seq_id seq(size_t i, size_t k) const
 
 cdef extern from "decode.hpp" namespace "lloyal" nogil:
-    Status decode(ContextBox& box, Batch& batch)
+    Status decode(ContextBox& box, Batch& batch, bool tenant)
     Status encode(ContextBox& box, Batch& batch)
     Status logits_row(ContextBox& box, int32_t i, const float*& out)
     Status embeddings_row(ContextBox& box, int32_t i, const float*& out)
@@ -141,5 +142,9 @@ cdef extern from "raw_state.hpp" namespace "lloyal" nogil:
     Status state_set_data(ContextBox& box, const uint8_t* data, size_t size, size_t& read)
     Status state_seq_read_payload(ContextBox& box, const uint8_t* data, size_t size, int32_t dest)
 
-cdef extern from "sampler.hpp" namespace "lloyal" nogil:
-    Status sample(SamplerBox& sampler, ContextBox& box, int32_t i, c.llama_token& out)
+cdef extern from "vocab.hpp" namespace "lloyal" nogil:
+    Status tokenize(const c.llama_vocab* vocab, const char* data, size_t size, bool add_special, bool parse_special,
+                    vector[c.llama_token]& out)
+    Status detokenize(const c.llama_vocab* vocab, const vector[c.llama_token]& tokens, bool remove_special,
+                      bool unparse_special, string& out)
+    Status token_to_piece(const c.llama_vocab* vocab, c.llama_token token, bool special, string& out)

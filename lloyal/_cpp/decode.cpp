@@ -1,11 +1,16 @@
 #include "decode.hpp"
 
+#include "checkpoint.hpp"
 #include "log.hpp"
+#include "rows.hpp"
 
+#include "llama-batch.h"
 #include "llama-context.h"
 #include "llama-model.h"
 
 #include <algorithm>
+#include <memory>
+#include <stdexcept>
 
 namespace lloyal {
 namespace {
@@ -14,12 +19,24 @@ Status invalid(std::string message) {
     return Status(Code::invalid_batch, std::move(message));
 }
 
+// Contexts for embeddings, and those without a memory, give an output for every token whatever the batch says.
+bool every_token_outputs(const ContextBox & box) {
+    return !box.memory || box.ptr->get_cparams().embeddings;
+}
+
+// Values in an embedding row that the batch may carry.
+int32_t batch_n_embd(const ContextBox & box, bool encoding) {
+    const llama_hparams & hparams = box.model->ptr->hparams;
+    return int32_t(encoding ? hparams.n_embd_inp_enc()
+                            : llama_batch_ext_select_n_embd_inp(box.ptr->get_cparams().ctx_type, box.model->ptr->arch, hparams));
+}
+
 // Everything that makes llama_decode or llama_encode abort instead of returning an error, and what is cheap to name.
-Status check_batch(const ContextBox & box, const Batch & batch, bool encoding) {
+Status check_batch(const ContextBox & box, const Batch & batch, bool encoding, bool tenant) {
     const llama_context & context = *box.ptr;
     const size_t n = batch.size();
     const int32_t n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(box.model->ptr));
-    const int32_t n_embd = llama_model_n_embd_inp(box.model->ptr);
+    const int32_t n_embd = batch_n_embd(box, encoding);
     const int32_t n_seq_max = box.provenance.n_seq_max();
     if (n == 0) {
         return invalid("the batch is empty");
@@ -30,11 +47,22 @@ Status check_batch(const ContextBox & box, const Batch & batch, bool encoding) {
         return invalid(text("the batch has ", n, " tokens, this context takes ", limit, " at once (",
                             encoding || !causal ? "n_ubatch" : "n_batch", "): split it, or raise the limit"));
     }
+    size_t n_outputs = n;
+    if (!encoding && !every_token_outputs(box)) {
+        n_outputs = 0;
+        for (size_t i = 0; i < n; ++i) {
+            n_outputs += batch.logits(i);
+        }
+    }
+    if (const uint32_t most = context.get_cparams().n_outputs_max; n_outputs > most) {
+        return invalid(text("the batch wants ", n_outputs, " outputs, this context was made for ", most,
+                            " at once (n_outputs_max): ask for fewer, split it, or raise the limit"));
+    }
     if (batch.has_embd() && batch.n_embd() != n_embd) {
         return invalid(text("embedding rows have ", batch.n_embd(), " values, the model takes ", n_embd));
     }
     for (size_t i = 0; i < n; ++i) {
-        if (!batch.has_embd()) {
+        if (batch.has_token()) {
             const llama_token token = batch.token(i);
             if (token < 0 || token >= n_vocab) {
                 return invalid(text("token ", token, " at index ", i, " is outside the vocabulary of ", n_vocab));
@@ -50,11 +78,21 @@ Status check_batch(const ContextBox & box, const Batch & batch, bool encoding) {
         if (batch.n_seq(i) < 1) {
             return invalid(text("index ", i, " names no sequence"));
         }
+        if (!box.samplers.empty() && batch.n_seq(i) > 1 && batch.logits(i)) {
+            return invalid(text("index ", i, " wants an output for ", batch.n_seq(i), " sequences: with samplers on the "
+                                "back end an output belongs to one"));
+        }
         for (int32_t k = 0; k < batch.n_seq(i); ++k) {
             const SeqId seq = batch.seq(i, k);
             if (seq < 0 || seq >= n_seq_max) {
                 return invalid(text("sequence ", seq, " at index ", i, ": this context has 0 to ", n_seq_max - 1,
                                     " (raise n_seq_max for more)"));
+            }
+            if (box.leases[seq] == Lease::checkpoint || (box.leases[seq] == Lease::tenant && !tenant)) {
+                return Status(Code::no_lease,
+                              text("sequence ", seq, " at index ", i, box.leases[seq] == Lease::tenant
+                                       ? " is leased: decode through its Tenancy"
+                                       : " holds the cells of a checkpoint: decode into another"));
             }
         }
     }
@@ -91,28 +129,53 @@ Status check_positions(const ContextBox & box, const Batch & batch) {
 }
 
 void set_outputs(ContextBox & box, const Batch & batch, bool all) {
-    ++box.generation;
+    box.drop_outputs();
     box.output_row.assign(batch.size(), -1);
-    box.n_outputs = 0;
     for (size_t i = 0; i < batch.size(); ++i) {
         if (all || batch.logits(i)) {
             box.output_row[i] = box.n_outputs++;
+            if (!box.samplers.empty()) {
+                box.output_seq.push_back(batch.seq(i, 0));
+            }
         }
     }
 }
 
-void clear_outputs(ContextBox & box) {
-    ++box.generation;
-    box.output_row.clear();
-    box.n_outputs = 0;
+// After a failure llama.cpp has taken back the rows of the ubatch that failed, but from the first sequence of each token
+// only, and a recurrent state (half written by then) not at all, or from a snapshot that was never taken.
+void take_back(ContextBox & box, const Batch & batch, const std::vector<StateCell> & before) {
+    const auto empty = [&box](SeqId seq) {
+        if (box.memory->seq_pos_max(seq) >= 0 || !box.provenance.of(seq).empty()) {
+            box.memory->seq_rm(seq, -1, -1);
+            box.provenance.of(seq).clear();
+            box.map.reset_ring(seq);
+        }
+    };
+    // A state of another sequence may have been on its way to another cell.
+    const std::vector<StateCell> after = box.map.state_cells();
+    for (size_t seq = 0; seq < before.size(); ++seq) {
+        if (before[seq].cell != after[seq].cell) {
+            empty(SeqId(seq));
+        }
+    }
+    for (size_t i = 0; i < batch.size(); ++i) {
+        const bool held = batch.pos(i) <= box.memory->seq_pos_max(batch.seq(i, 0));
+        for (int32_t k = 0; k < batch.n_seq(i); ++k) {
+            const SeqId seq = batch.seq(i, k);
+            if (box.map.has_state()) {
+                empty(seq);
+            } else if (k > 0 && !held) {
+                box.memory->seq_rm(seq, batch.pos(i), -1);
+            }
+        }
+    }
 }
 
 // Give the decoded rows their ids. After an abort only the rows the memory really holds count.
-void record(ContextBox & box, const Batch & batch, bool complete) {
-    MemoryMap & map = box.map;
+void record(ContextBox & box, const Batch & batch, bool complete, const std::vector<StateCell> & before) {
     const int32_t n_seq_max = box.provenance.n_seq_max();
     std::vector<int32_t> n_tokens(size_t(n_seq_max), 0);
-    std::vector<bool> coupled(size_t(n_seq_max), false);
+    bool coupled = false;
     std::vector<Pos> held(size_t(n_seq_max), -1);
     if (!complete) {
         for (SeqId seq = 0; seq < n_seq_max; ++seq) {
@@ -134,47 +197,41 @@ void record(ContextBox & box, const Batch & batch, bool complete) {
             }
             rows.insert(run);
             ++n_tokens[seq];
-            coupled[seq] = coupled[seq] || batch.n_seq(i) > 1;
+            coupled = coupled || batch.n_seq(i) > 1;
         }
     }
-    for (SeqId seq = 0; seq < n_seq_max; ++seq) {
-        if (n_tokens[seq] > 0) {
-            map.ring_pending[seq] = false;
-            // llama.cpp keeps a sequence's last 1 + n_rs_seq tokens in one ubatch, so the ring reaches back over the
-            // tokens of this batch but the first. Pooled outputs split otherwise; then nothing is promised.
-            const bool one_split = n_tokens[seq] <= int32_t(llama_n_ubatch(box.ptr)) || !box.outputs_are_pooled;
-            map.ring_depth[seq] = complete && one_split && !coupled[seq]
-                ? std::min(int32_t(map.n_rs_seq), n_tokens[seq] - 1)
-                : 0;
-        }
-    }
+    // Contexts for embeddings, and tokens of several sequences, are split without regard to the rings.
+    const int32_t n_ubatch = int32_t(llama_n_ubatch(box.ptr));
+    const bool split = !complete || coupled || (every_token_outputs(box) && int64_t(batch.size()) > n_ubatch);
+    box.map.update_rings(n_tokens, before, n_ubatch, split);
 }
 
-Status failure(int32_t rc, const Batch & batch) {
+Status failure(const ContextBox & box, int32_t rc, const Batch & batch) {
     const std::string log = log_last();
+    const char * kept = box.map.has_state()
+        ? "a recurrent state cannot be taken back, so the sequences of the batch are empty now"
+        : "what was finished stays in the memory (see ctx.memory.seq_pos_max)";
     switch (rc) {
         case 1:
             return Status(Code::cache_full,
                           text("no room in the cache for ", batch.size(), " more tokens: free a sequence (seq_rm), or "
                                "raise n_ctx"), rc);
         case 2:
-            return Status(Code::aborted,
-                          "the decode was aborted; what was finished stays in the memory (see ctx.memory.seq_pos_max)", rc);
+            return Status(Code::aborted, text("the decode was aborted; ", kept), rc);
         case -1:
             return Status(Code::invalid_batch, "llama.cpp refused the batch" + (log.empty() ? "" : ": " + log), rc);
         default:
-            return Status(Code::decode_failed, text("llama.cpp failed with code ", rc), rc);
+            return Status(Code::decode_failed, text("llama.cpp failed with code ", rc, "; ", kept), rc);
     }
 }
 
-} // namespace
-
-Status decode(ContextBox & box, Batch & batch) noexcept {
+// `native` is llama.cpp's call with this batch in it.
+template <typename Native> Status run_decode(ContextBox & box, const Batch & batch, bool tenant, Native && native) noexcept {
     return guarded(Code::decode_failed, [&]() -> Status {
         if (!box.memory && llama_model_has_encoder(box.model->ptr)) {
             return Status(Code::unsupported, "this model has an encoder only: use encode()");
         }
-        if (Status status = check_batch(box, batch, false); !status.ok()) {
+        if (Status status = check_batch(box, batch, false, tenant); !status.ok()) {
             return status;
         }
         if (box.memory) {
@@ -182,11 +239,23 @@ Status decode(ContextBox & box, Batch & batch) noexcept {
                 return status;
             }
         }
+        if (box.model->ptr->arch == LLM_ARCH_T5) {
+            for (size_t i = 0; i < batch.size(); ++i) {
+                for (int32_t k = 0; k < batch.n_seq(i); ++k) {
+                    const SeqId seq = batch.seq(i, k);
+                    if (box.encoded.empty() || !box.encoded[size_t(seq)]) {
+                        return invalid(text("sequence ", seq, " at index ", i, " has nothing to attend to: encode() its text first"));
+                    }
+                }
+            }
+        }
+        lease_settle(box);
         log_mark();
         box.abort_requested.store(false, std::memory_order_relaxed);
         box.poll_after_us = llama_time_us() + 20'000; // a short step never asks Python
-        clear_outputs(box);
-        int32_t rc = llama_decode(box.ptr, batch.view());
+        box.drop_outputs();
+        const std::vector<StateCell> before = box.map.state_cells();
+        int32_t rc = native();
         if (rc == 1 && box.map.window) {
             // Window cells that a fork shares are never reused by llama.cpp, however stale. Drop those and try again.
             for (SeqId seq = 0; seq < box.provenance.n_seq_max(); ++seq) {
@@ -194,39 +263,109 @@ Status decode(ContextBox & box, Batch & batch) noexcept {
                     box.map.drop_stale_window(seq, end);
                 }
             }
-            rc = llama_decode(box.ptr, batch.view());
+            rc = native();
         }
         if (rc == 0) {
-            set_outputs(box, batch, box.outputs_are_pooled);
+            set_outputs(box, batch, every_token_outputs(box));
         }
-        if (box.memory && (rc == 0 || rc == 2 || rc < -1)) {
-            record(box, batch, rc == 0);
+        const bool computed = rc == 0 || rc == 2 || rc < -1;
+        if (box.memory && computed) {
+            if (rc != 0) {
+                take_back(box, batch, before);
+            }
+            record(box, batch, rc == 0, before);
         }
-        return rc == 0 ? Status() : failure(rc, batch);
+        return rc == 0 ? Status() : failure(box, rc, batch);
     });
 }
 
-Status encode(ContextBox & box, Batch & batch) noexcept {
+template <typename Native> Status run_encode(ContextBox & box, const Batch & batch, Native && native) noexcept {
     return guarded(Code::decode_failed, [&]() -> Status {
-        if (Status status = check_batch(box, batch, true); !status.ok()) {
+        if (box.memory && !llama_model_has_encoder(box.model->ptr)) {
+            return Status(Code::unsupported, "this model has no encoder: use decode()");
+        }
+        if (Status status = check_batch(box, batch, true, true); !status.ok()) {
             return status;
         }
         log_mark();
         box.abort_requested.store(false, std::memory_order_relaxed);
         box.poll_after_us = llama_time_us() + 20'000;
-        clear_outputs(box);
-        const int32_t rc = llama_encode(box.ptr, batch.view());
+        box.drop_outputs();
+        const int32_t rc = native();
         if (rc != 0) {
-            return failure(rc, batch);
+            return failure(box, rc, batch);
         }
         set_outputs(box, batch, true);
+        box.encoded.assign(size_t(box.provenance.n_seq_max()), false);
+        for (size_t i = 0; i < batch.size(); ++i) {
+            for (int32_t k = 0; k < batch.n_seq(i); ++k) {
+                box.encoded[size_t(batch.seq(i, k))] = true;
+            }
+        }
         return {};
     });
 }
 
-namespace {
+uint32_t n_pos_per_row(const ContextBox & box) {
+    return box.model->ptr->hparams.n_pos_per_embd();
+}
 
-Status check_output(const ContextBox & box, int32_t i) {
+struct BatchExtDeleter {
+    void operator()(llama_batch_ext * batch) const { llama_batch_ext_free(batch); }
+};
+using BatchExtPtr = std::unique_ptr<llama_batch_ext, BatchExtDeleter>;
+
+// llama.cpp's own form of a batch that check_batch has passed.
+BatchExtPtr native_batch(ContextBox & box, const Batch & batch) {
+    BatchExtPtr native(llama_batch_ext_init(box.ptr));
+    const size_t width = size_t(batch.n_embd());
+    for (size_t i = 0; i < batch.size(); ++i) {
+        const llama_embd row{batch.has_embd() ? batch.embd(i) : nullptr, 1, width};
+        const int32_t at = batch.has_token() ? llama_batch_ext_add_token(native.get(), batch.seq(i, 0), batch.token(i))
+                                             : llama_batch_ext_add_embd(native.get(), batch.seq(i, 0), row);
+        bool added = at == int32_t(i);
+        if (added && batch.has_token() && batch.has_embd()) {
+            added = llama_batch_ext_set_embd_token(native.get(), at, row);
+        }
+        for (int32_t k = 1; added && k < batch.n_seq(i); ++k) {
+            added = llama_batch_ext_add_seq(native.get(), at, batch.seq(i, k));
+        }
+        added = added && llama_batch_ext_set_pos(native.get(), at, batch.sections(i).data()) &&
+                llama_batch_ext_set_output_logits(native.get(), at, batch.logits(i));
+        if (!added) {
+            throw std::runtime_error(text("llama.cpp refused entry ", i, " of the batch: ", log_last()));
+        }
+    }
+    return native;
+}
+
+} // namespace
+
+Status decode(ContextBox & box, Batch & batch, bool tenant) noexcept {
+    return run_decode(box, batch, tenant, [&] { return llama_decode(box.ptr, batch.view(n_pos_per_row(box))); });
+}
+
+Status encode(ContextBox & box, Batch & batch) noexcept {
+    return run_encode(box, batch, [&] { return llama_encode(box.ptr, batch.view(n_pos_per_row(box))); });
+}
+
+Status process_decode(ContextBox & box, const Batch & batch, bool tenant) noexcept {
+    return run_decode(box, batch, tenant, [&] {
+        return llama_process(box.ptr, LLAMA_PROCESS_TYPE_DECODE, native_batch(box, batch).get());
+    });
+}
+
+Status process_encode(ContextBox & box, const Batch & batch) noexcept {
+    return run_encode(box, batch, [&] {
+        return llama_process(box.ptr, LLAMA_PROCESS_TYPE_ENCODE, native_batch(box, batch).get());
+    });
+}
+
+int32_t process_n_embd(const ContextBox & box, bool encoding) {
+    return batch_n_embd(box, encoding);
+}
+
+Status output_row(const ContextBox & box, int32_t i, int32_t & row) {
     if (box.output_row.empty()) {
         return Status(Code::no_logits, "there are no outputs: nothing was decoded since the context was made, restored or failed");
     }
@@ -238,15 +377,23 @@ Status check_output(const ContextBox & box, int32_t i) {
     if (i >= 0 && box.output_row[size_t(i)] < 0) {
         return Status(Code::no_logits, text("token ", i, " of the last batch was added with logits=False"));
     }
+    row = i < 0 ? box.n_outputs + i : box.output_row[size_t(i)];
     return {};
 }
 
-} // namespace
+SeqId output_seq(const ContextBox & box, int32_t row) {
+    return box.output_seq.empty() ? -1 : box.output_seq[size_t(row)];
+}
 
 Status logits_row(ContextBox & box, int32_t i, const float *& out) noexcept {
     return guarded(Code::no_logits, [&]() -> Status {
-        if (Status status = check_output(box, i); !status.ok()) {
+        int32_t row = 0;
+        if (Status status = output_row(box, i, row); !status.ok()) {
             return status;
+        }
+        if (const SeqId seq = output_seq(box, row); box.samplers.find(seq) != box.samplers.end()) {
+            return Status(Code::no_logits, text("output ", i, " was sampled on the back end by the chain of sequence ", seq,
+                                                ", its logits were not kept: see sampled_logits()"));
         }
         out = llama_get_logits_ith(box.ptr, i);
         return out ? Status() : Status(Code::no_logits, text("this context computes no logits for index ", i));
@@ -255,7 +402,8 @@ Status logits_row(ContextBox & box, int32_t i, const float *& out) noexcept {
 
 Status embeddings_row(ContextBox & box, int32_t i, const float *& out) noexcept {
     return guarded(Code::no_logits, [&]() -> Status {
-        if (Status status = check_output(box, i); !status.ok()) {
+        int32_t row = 0;
+        if (Status status = output_row(box, i, row); !status.ok()) {
             return status;
         }
         if (llama_pooling_type(box.ptr) != LLAMA_POOLING_TYPE_NONE || !box.ptr->get_cparams().embeddings) {
@@ -284,7 +432,7 @@ Status embeddings_seq(ContextBox & box, SeqId seq, const float *& out) noexcept 
 }
 
 int32_t argmax(const float * row, int32_t n) {
-    return int32_t(std::max_element(row, row + n) - row);
+    return int32_t(row_max(row, size_t(n)).index);
 }
 
 } // namespace lloyal

@@ -6,8 +6,20 @@
 
 namespace lloyal {
 
-Status decode(ContextBox & box, Batch & batch) noexcept;
+// `tenant`: the caller may write sequences leased from kv.Tenancy.
+Status decode(ContextBox & box, Batch & batch, bool tenant = false) noexcept;
 Status encode(ContextBox & box, Batch & batch) noexcept;
+
+// The same by way of llama_process and llama_batch_ext.
+Status process_decode(ContextBox & box, const Batch & batch, bool tenant = false) noexcept;
+Status process_encode(ContextBox & box, const Batch & batch) noexcept;
+// Values in an embedding row of a batch for this context.
+int32_t process_n_embd(const ContextBox & box, bool encoding);
+
+// The output row of batch index `i` (negative: from the last output), or a Status that says why there is none; the
+// sequence of a row, -1 while no samplers run on the back end.
+Status output_row(const ContextBox & box, int32_t i, int32_t & row);
+SeqId  output_seq(const ContextBox & box, int32_t row);
 
 // The logits row of batch index `i` (negative: from the last output), or a Status that says why there is none.
 Status logits_row(ContextBox & box, int32_t i, const float *& out) noexcept;

@@ -1,9 +1,13 @@
 #include "handles.hpp"
 
+#include "fence.hpp"
 #include "log.hpp"
 
+#include "llama-arch.h"
 #include "llama-context.h"
 #include "llama-model.h"
+
+#include <algorithm>
 
 namespace lloyal {
 namespace {
@@ -36,9 +40,10 @@ LiveCounts & live_counts() {
     return counts;
 }
 
-ContextBox::ContextBox(ModelHandle parent, llama_context * context)
+ContextBox::ContextBox(ModelHandle parent, llama_context * context, const llama_context_params & params)
     : model(std::move(parent)), ptr(context), memory(llama_get_memory(context)), id(random_epoch()),
-      map(*model->ptr, *context, memory), provenance(id, int32_t(llama_n_seq_max(context))) {
+      map(*model->ptr, *context, memory, params), provenance(id, int32_t(llama_n_seq_max(context))),
+      leases(llama_n_seq_max(context), Lease::none) {
     llama_set_abort_callback(ptr, on_abort_check, this);
     ++live_counts().contexts;
 }
@@ -51,7 +56,7 @@ ContextBox::~ContextBox() {
 Status model_load(const std::vector<std::string> & paths, llama_model_params params,
                   const std::vector<ggml_backend_dev_t> & devices, const std::vector<float> & tensor_split,
                   ModelHandle & out) noexcept {
-    return guarded(Code::load_failed, [&]() -> Status {
+    return fenced(Code::load_failed, [&]() -> Status {
         log_mark();
         std::vector<ggml_backend_dev_t> owned_devices = devices;
         std::vector<float> owned_split = tensor_split;
@@ -83,17 +88,91 @@ Status model_load(const std::vector<std::string> & paths, llama_model_params par
     });
 }
 
-Status context_create(ModelHandle model, llama_context_params params, PollFn poll, ContextHandle & out) noexcept {
-    return guarded(Code::load_failed, [&]() -> Status {
+Status model_tensor_sample(ModelBox & model, std::vector<uint8_t> & out) noexcept {
+    return guarded(Code::decode_failed, [&]() -> Status {
+        constexpr size_t SAMPLE = 64;
+        out.clear();
+        for (const auto & [name, tensor] : model.ptr->tensors_by_name) {
+            const auto append = [&out](const void * data, size_t size) {
+                const auto * bytes = static_cast<const uint8_t *>(data);
+                out.insert(out.end(), bytes, bytes + size);
+            };
+            append(name.data(), name.size() + 1);
+            append(&tensor->type, sizeof tensor->type);
+            append(tensor->ne, sizeof tensor->ne);
+            // From the middle: the first rows of an embedding often belong to unused tokens.
+            const size_t size = ggml_nbytes(tensor);
+            const size_t n = std::min(SAMPLE, size);
+            uint8_t sample[SAMPLE];
+            ggml_backend_tensor_get(tensor, sample, (size - n) / 2, n);
+            append(sample, n);
+        }
+        return {};
+    });
+}
+
+namespace {
+
+// Sizes that llama.cpp asserts on, after it has cut them to each other.
+Status fit_sizes(const llama_model & model, llama_context_params & params) {
+    const uint32_t n_ctx = params.n_ctx ? params.n_ctx : model.hparams.n_ctx_train;
+    const bool causal = params.attention_type == LLAMA_ATTENTION_TYPE_UNSPECIFIED
+        ? model.hparams.causal_attn
+        : params.attention_type == LLAMA_ATTENTION_TYPE_CAUSAL;
+    const uint32_t n_batch = causal ? std::min(n_ctx, params.n_batch) : params.n_batch;
+    const uint32_t n_ubatch = std::min(n_batch, params.n_ubatch ? params.n_ubatch : n_batch);
+    if (llama_model_has_encoder(&model)) {
+        if (n_batch < params.n_seq_max) {
+            return Status(Code::invalid_argument, text("n_batch=", n_batch, " must be at least n_seq_max=", params.n_seq_max,
+                                                       " for a model with an encoder"));
+        }
+    } else if (params.n_outputs_max != 0 && params.n_outputs_max < params.n_seq_max) {
+        return Status(Code::invalid_argument, text("n_outputs_max=", params.n_outputs_max, " must be at least n_seq_max=",
+                                                   params.n_seq_max, ", or 0"));
+    } else if (params.n_outputs_max == 0) {
+        // llama.cpp takes n_batch, and wants room for one output of every sequence.
+        params.n_outputs_max = std::max(n_batch, params.n_seq_max);
+    }
+    if (params.n_rs_seq > 0 && llm_arch_supports_rs_rollback(model.arch) && n_ubatch <= params.n_rs_seq + 1) {
+        return Status(Code::invalid_argument,
+                      text("n_rs_seq=", params.n_rs_seq, " needs micro-batches of more than n_rs_seq + 1 tokens: n_ctx, "
+                           "n_batch and n_ubatch leave ", n_ubatch));
+    }
+    if (model.arch == LLM_ARCH_T5 && !params.kv_unified && params.n_seq_max > 1) {
+        return Status(Code::unsupported, text("kv_unified=False with n_seq_max=", params.n_seq_max,
+                                              ": the decoder of an encoder-decoder model needs a unified cache"));
+    }
+    return {};
+}
+
+} // namespace
+
+Status context_create(ModelHandle model, llama_context_params params, ContextHandle parent, PollFn poll,
+                      ContextHandle & out) noexcept {
+    return fenced(Code::load_failed, [&]() -> Status {
         log_mark();
+        if (Status bad = fit_sizes(*model->ptr, params); !bad.ok()) {
+            return bad;
+        }
+        params.ctx_other = parent ? parent->ptr : nullptr;
+        std::shared_lock<std::shared_mutex> lock(model->adapters_mutex);
         llama_context * context = llama_init_from_model(model->ptr, params);
+        lock.unlock();
         if (!context) {
             return Status(Code::load_failed, "llama.cpp could not create a context");
         }
-        out = std::make_shared<ContextBox>(std::move(model), context);
+        out = std::make_shared<ContextBox>(std::move(model), context, params);
         out->poll = poll;
+        if (parent) {
+            out->keeps.push_back(std::move(parent));
+        }
         return {};
     });
+}
+
+void context_reserve(ContextBox & box) {
+    std::shared_lock<std::shared_mutex> lock(box.model->adapters_mutex);
+    box.ptr->sched_reserve();
 }
 
 } // namespace lloyal

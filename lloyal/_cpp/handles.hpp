@@ -11,8 +11,12 @@
 
 #include <atomic>
 #include <cstdint>
+#include <map>
 #include <memory>
+#include <mutex>
+#include <shared_mutex>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace lloyal {
@@ -24,6 +28,7 @@ struct LiveCounts {
     std::atomic<int64_t> samplers{0};
     std::atomic<int64_t> adapters{0};
     std::atomic<int64_t> checkpoints{0};
+    std::atomic<int64_t> connections{0};
 };
 LiveCounts & live_counts();
 
@@ -32,6 +37,11 @@ struct ModelBox {
     // What llama_model_params only borrows: it must live as long as the model.
     std::vector<ggml_backend_dev_t> devices;
     std::vector<float>              tensor_split;
+    // Connections to the servers its devices are on.
+    std::vector<std::shared_ptr<void>> keeps;
+    // llama.cpp walks a model's list of adapters whenever a context plans its memory: shared for that, exclusive to
+    // load or free an adapter.
+    std::shared_mutex adapters_mutex;
 
     explicit ModelBox(llama_model * model) : ptr(model) { ++live_counts().models; }
     ModelBox(const ModelBox &) = delete;
@@ -45,10 +55,21 @@ using ModelHandle = std::shared_ptr<ModelBox>;
 // Asked from the abort callback, on the thread that called decode: true means stop. Set by Python to look for signals.
 using PollFn = bool (*)();
 
+struct AdapterBox;
+struct SamplerBox; // sampler.hpp
+using SamplerHandle = std::shared_ptr<SamplerBox>;
+class CheckpointStore;
+
+// Who holds a sequence id: nobody, a tenant of kv.Tenancy, or a checkpoint that keeps its cells there.
+enum class Lease : uint8_t { none = 0, tenant, checkpoint };
+
 struct ContextBox {
     ModelHandle     model;
-    // Whatever else the native context points into: samplers attached to it, a parent context, adapters.
+    // Whatever else the native context points into: a parent context.
     std::vector<std::shared_ptr<void>> keeps;
+    std::vector<std::pair<std::shared_ptr<AdapterBox>, float>> adapters; // the LoRA adapters that are set, and their scales
+    bool            control_vector_failed = false;
+    std::map<SeqId, SamplerHandle> samplers; // the chains its back end runs, by sequence
     llama_context * ptr = nullptr;
     llama_memory_t  memory = nullptr; // null for encoder-only models
 
@@ -61,41 +82,53 @@ struct ContextBox {
     uint64_t             generation = 0;  // counts everything that changes or invalidates the output buffers
     std::vector<int32_t> output_row;      // batch index -> output row of the last decode, -1 without output
     int32_t              n_outputs = 0;
-    bool                 outputs_are_pooled = false;
+    std::vector<SeqId>   output_seq;      // output row -> its sequence; only kept while there are `samplers`
+
+    std::vector<bool> encoded; // by sequence: the last encode() had tokens of it (encoder-decoder models)
 
     MemoryMap       map;
     Provenance      provenance;
     RawDeviceStates raw_states;
 
-    ContextBox(ModelHandle parent, llama_context * context);
+    std::vector<Lease> leases; // by sequence
+    // Leases given up while somebody else was inside; whoever enters next frees them.
+    std::mutex         lease_mutex;
+    std::vector<SeqId> deferred_leases;
+    std::atomic<bool>  has_deferred_leases{false};
+
+    std::shared_ptr<CheckpointStore> store; // made by the first checkpoint
+
+    ContextBox(ModelHandle parent, llama_context * context, const llama_context_params & params);
     ContextBox(const ContextBox &) = delete;
     ~ContextBox();
+
+    void drop_outputs() {
+        ++generation;
+        output_row.clear();
+        output_seq.clear();
+        n_outputs = 0;
+    }
 };
 using ContextHandle = std::shared_ptr<ContextBox>;
-
-struct SamplerBox {
-    llama_sampler * ptr;
-    ModelHandle     model; // grammar, DRY and infill samplers read the vocabulary
-
-    SamplerBox(llama_sampler * sampler, ModelHandle parent) : ptr(sampler), model(std::move(parent)) {
-        ++live_counts().samplers;
-    }
-    SamplerBox(const SamplerBox &) = delete;
-    ~SamplerBox() {
-        llama_sampler_free(ptr);
-        --live_counts().samplers;
-    }
-};
-using SamplerHandle = std::shared_ptr<SamplerBox>;
 
 Status model_load(const std::vector<std::string> & paths, llama_model_params params,
                   const std::vector<ggml_backend_dev_t> & devices, const std::vector<float> & tensor_split,
                   ModelHandle & out) noexcept;
-Status context_create(ModelHandle model, llama_context_params params, PollFn poll, ContextHandle & out) noexcept;
+// Names, types, shapes and a few bytes of every tensor: enough to tell two models apart without reading them.
+Status model_tensor_sample(ModelBox & model, std::vector<uint8_t> & out) noexcept;
+// `parent`, or null, is the context whose results or memory the new one uses.
+Status context_create(ModelHandle model, llama_context_params params, ContextHandle parent, PollFn poll,
+                      ContextHandle & out) noexcept;
+
+// After a change that makes llama.cpp plan its memory again: do so now instead of inside the next decode. Throws.
+void context_reserve(ContextBox & box);
 
 // One caller at a time: false if another thread is inside.
 inline bool context_enter(ContextBox & box) {
     return !box.busy.exchange(true, std::memory_order_acquire);
+}
+inline bool context_busy(const ContextBox & box) {
+    return box.busy.load(std::memory_order_acquire);
 }
 inline void context_leave(ContextBox & box) {
     box.busy.store(false, std::memory_order_release);

@@ -47,7 +47,8 @@ const char * memory_kind_name(MemoryKind kind) {
     return "none";
 }
 
-MemoryMap::MemoryMap(const llama_model & model, const llama_context & context, llama_memory_t memory) {
+MemoryMap::MemoryMap(const llama_model & model, const llama_context & context, llama_memory_t memory,
+                     const llama_context_params & params) {
     const llama_hparams & hparams = model.hparams;
     const llama_cparams & cparams = context.get_cparams();
     n_swa    = hparams.n_swa;
@@ -104,6 +105,7 @@ MemoryMap::MemoryMap(const llama_model & model, const llama_context & context, l
         caches = {msa->get_base(), msa->get_idx()};
     } else if (auto * dsv4 = dynamic_cast<llama_kv_cache_dsv4 *>(memory)) {
         kind = MemoryKind::compressed;
+        unified = false; // one stream per sequence, whatever kv_unified says
         add_iswa(dsv4->get_raw());
         for (llama_kv_cache * cache : {dsv4->get_csa(), dsv4->get_hca(), dsv4->get_lid()}) {
             if (cache) {
@@ -119,11 +121,8 @@ MemoryMap::MemoryMap(const llama_model & model, const llama_context & context, l
         }
     }
     std::erase(caches, nullptr);
-    for (llama_kv_cache * cache : caches) {
-        if (!cache->get_layer_ids().empty()) {
-            quantized |= ggml_is_quantized(cache->type_k()) || ggml_is_quantized(cache->type_v());
-        }
-    }
+    // Every cache gets the types of the parameters; asking a cache for its V type crashes where it has none (MLA).
+    quantized = !caches.empty() && (ggml_is_quantized(params.type_k) || ggml_is_quantized(params.type_v));
 }
 
 int32_t MemoryMap::window_begin(int32_t pos) const {
@@ -145,7 +144,19 @@ bool MemoryMap::window_complete(const Runs & rows, int32_t seq, int32_t pos) con
         return true;
     }
     const Pos have = window->seq_pos_min(seq);
-    return have >= 0 && have <= needed.begin();
+    if (have < 0 || have > needed.begin()) {
+        return false;
+    }
+    // Cells outside the window are reused in no order of position, so there can be holes above the minimum.
+    const llama_kv_cells & cells = window->get_cells(seq);
+    int64_t n_held = 0;
+    for (uint32_t i = 0; i < cells.used_max_p1(); ++i) {
+        if (!cells.is_empty(i) && cells.seq_has(i, seq)) {
+            const Pos at = cells.pos_get(i);
+            n_held += at >= needed.begin() && at < pos;
+        }
+    }
+    return n_held >= needed.size();
 }
 
 void MemoryMap::drop_stale_window(int32_t seq, int32_t next_pos) {
@@ -162,6 +173,52 @@ void MemoryMap::reset_ring(int32_t seq) {
     ring_pending[seq] = false;
 }
 
+std::vector<StateCell> MemoryMap::state_cells() const {
+    std::vector<StateCell> found;
+    if (recurrent) {
+        found.resize(ring_depth.size());
+        for (size_t seq = 0; seq < found.size(); ++seq) {
+            // llama.cpp keeps the cell of sequence i in entry i of the same table.
+            if (const int32_t tail = recurrent->cells[seq].tail; tail >= 0) {
+                found[seq] = {tail, recurrent->cells[size_t(tail)].pos};
+            }
+        }
+    }
+    return found;
+}
+
+void MemoryMap::update_rings(const std::vector<int32_t> & n_tokens, const std::vector<StateCell> & before,
+                             int32_t n_ubatch, bool split) {
+    if (n_rs_seq == 0) {
+        return;
+    }
+    int32_t n_seqs = 0;
+    int32_t n_most = 0;
+    for (const int32_t n : n_tokens) {
+        n_seqs += n > 0;
+        n_most = std::max(n_most, n);
+    }
+    // llama.cpp computes sequences of equal length together, and the last 1 + n_rs_seq tokens of one never apart. What
+    // it computes together must lie side by side, so it swaps states, and the snapshots behind them stay where they
+    // were. With one sequence there is nothing to swap; otherwise a state that is where it was has its snapshots, if
+    // no sequence was computed in two parts, which might have swapped it to and fro.
+    const bool together = unified && n_most * n_seqs <= n_ubatch &&
+                          std::all_of(n_tokens.begin(), n_tokens.end(), [=](int32_t n) { return n == 0 || n == n_most; });
+    const bool in_one_part = !split && (together || n_most <= 1 + int32_t(n_rs_seq));
+    const std::vector<StateCell> after = state_cells();
+    for (size_t seq = 0; seq < n_tokens.size(); ++seq) {
+        const bool computed = n_tokens[seq] > 0;
+        const bool stayed = before.empty() || before[seq].cell == after[seq].cell;
+        if (computed) {
+            ring_pending[seq] = false;
+            const bool kept = !recurrent || n_seqs == 1 || together || (in_one_part && stayed);
+            ring_depth[seq] = kept && !split ? std::min(int32_t(n_rs_seq), n_tokens[seq] - 1) : 0;
+        } else if (recurrent && n_seqs > 1 && !(in_one_part && stayed)) {
+            ring_depth[seq] = 0;
+        }
+    }
+}
+
 bool valid_seq(const ContextBox & box, SeqId seq, const char * name, Status & status) {
     const int32_t n = box.provenance.n_seq_max();
     if (seq >= 0 && seq < n) {
@@ -174,8 +231,7 @@ bool valid_seq(const ContextBox & box, SeqId seq, const char * name, Status & st
 }
 
 bool memory_can_shift(const ContextBox & box) {
-    return box.memory && !box.map.mrope && !box.map.has_recurrent() && box.map.kind != MemoryKind::compressed &&
-           llama_memory_can_shift(box.memory);
+    return box.memory && !box.map.mrope && !box.map.has_state() && llama_memory_can_shift(box.memory);
 }
 
 Rollback memory_can_rollback(ContextBox & box, SeqId seq, int32_t n_tokens) {
@@ -189,17 +245,16 @@ Rollback memory_can_rollback(ContextBox & box, SeqId seq, int32_t n_tokens) {
         return Rollback::trim;
     }
     const Pos pos = end - n_tokens; // the next token's position afterwards
-    if (n_tokens == end - rows.begin() && rows.begin() == 0) {
+    if (n_tokens == end - rows.begin()) {
         return Rollback::trim; // everything goes: always possible
     }
     if (!map.window_complete(rows, seq, pos)) {
         return Rollback::none;
     }
-    if (map.has_recurrent()) {
+    if (map.has_state()) {
         return n_tokens <= map.ring_depth[seq] && !map.ring_pending[seq] ? Rollback::ring : Rollback::none;
     }
-    // Compressed memory folds rows into blocks that a trim cannot split.
-    return map.kind == MemoryKind::compressed ? Rollback::none : Rollback::trim;
+    return Rollback::trim;
 }
 
 Status memory_clear(ContextBox & box, bool data) noexcept {
@@ -217,7 +272,7 @@ Status memory_clear(ContextBox & box, bool data) noexcept {
     });
 }
 
-Status memory_seq_rm(ContextBox & box, SeqId seq, Pos p0, Pos p1) noexcept {
+Status memory_seq_rm_any(ContextBox & box, SeqId seq, Pos p0, Pos p1) noexcept {
     return guarded(Code::decode_failed, [&]() -> Status {
         Status bad;
         if (!box.memory) {
@@ -226,7 +281,7 @@ Status memory_seq_rm(ContextBox & box, SeqId seq, Pos p0, Pos p1) noexcept {
         if (seq == -1) {
             // Every sequence: one by one, since recurrent memory refuses -1.
             for (SeqId s = 0; s < box.provenance.n_seq_max(); ++s) {
-                if (Status status = memory_seq_rm(box, s, p0, p1); !status.ok()) {
+                if (Status status = memory_seq_rm_any(box, s, p0, p1); !status.ok()) {
                     return status;
                 }
             }
@@ -252,7 +307,7 @@ Status memory_seq_rm(ContextBox & box, SeqId seq, Pos p0, Pos p1) noexcept {
         Rollback how = Rollback::trim;
         if (tail) {
             how = memory_can_rollback(box, seq, end - begin);
-        } else if (box.map.has_recurrent() || box.map.kind == MemoryKind::compressed) {
+        } else if (box.map.has_state()) {
             how = Rollback::none;
         }
         if (how == Rollback::none) {
@@ -275,7 +330,7 @@ Status memory_seq_rm(ContextBox & box, SeqId seq, Pos p0, Pos p1) noexcept {
     });
 }
 
-Status memory_seq_cp(ContextBox & box, SeqId src, SeqId dst, Pos p0, Pos p1) noexcept {
+Status memory_seq_cp_any(ContextBox & box, SeqId src, SeqId dst, Pos p0, Pos p1) noexcept {
     return guarded(Code::decode_failed, [&]() -> Status {
         Status bad;
         if (!box.memory) {
@@ -292,11 +347,11 @@ Status memory_seq_cp(ContextBox & box, SeqId src, SeqId dst, Pos p0, Pos p1) noe
             return {};
         }
         const bool whole = begin <= rows.begin() && end >= rows.end();
-        if (!whole && (map.has_recurrent() || map.kind == MemoryKind::compressed || !map.unified)) {
+        if (!whole && (map.has_state() || !map.unified)) {
             return Status(Code::unsupported,
                           text("positions ", begin, " to ", end - 1, " of sequence ", src, " cannot be copied alone: ",
-                               map.unified ? "recurrent or compressed memory copies the whole state"
-                                           : "kv_unified=False copies whole sequences only"));
+                               map.has_state() ? "recurrent or compressed memory copies the whole state"
+                                               : "kv_unified=False copies whole sequences only"));
         }
         const Runs & there = box.provenance.of(dst);
         if (there.overlaps(begin, end) && !there.holds(rows.slice(begin, end))) {
@@ -308,7 +363,7 @@ Status memory_seq_cp(ContextBox & box, SeqId src, SeqId dst, Pos p0, Pos p1) noe
             box.memory->seq_rm(dst, -1, -1);
             box.provenance.remove(dst, 0, POS_END);
         }
-        if (map.has_recurrent() && map.ring_pending[src]) {
+        if (map.ring_pending[src]) {
             // A fork does not carry a rollback that waits for the next decode; writing the state out and back applies it.
             const size_t size = llama_state_seq_get_size_ext(box.ptr, src, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY);
             std::vector<uint8_t> state(size);
@@ -317,7 +372,7 @@ Status memory_seq_cp(ContextBox & box, SeqId src, SeqId dst, Pos p0, Pos p1) noe
                 return Status(Code::decode_failed, text("the pending rollback of sequence ", src, " could not be applied"));
             }
         }
-        box.memory->seq_cp(src, dst, begin, whole ? -1 : end);
+        box.memory->seq_cp(src, dst, whole ? -1 : begin, whole ? -1 : end);
         if (!map.unified) {
             // Without this the copy waits for the next decode, and a save before it stores garbage.
             box.ptr->memory_update(false);
@@ -327,6 +382,32 @@ Status memory_seq_cp(ContextBox & box, SeqId src, SeqId dst, Pos p0, Pos p1) noe
         map.reset_ring(dst);
         return {};
     });
+}
+
+namespace {
+
+// A checkpoint's cells are read-only to everybody else.
+Status check_not_held(const ContextBox & box, SeqId seq) {
+    if (seq >= 0 && size_t(seq) < box.leases.size() && box.leases[seq] == Lease::checkpoint) {
+        return Status(Code::no_lease, text("sequence ", seq, " holds the cells of a checkpoint: release that first"));
+    }
+    return {};
+}
+
+} // namespace
+
+Status memory_seq_rm(ContextBox & box, SeqId seq, Pos p0, Pos p1) noexcept {
+    if (Status status = check_not_held(box, seq); !status.ok()) {
+        return status;
+    }
+    return memory_seq_rm_any(box, seq, p0, p1);
+}
+
+Status memory_seq_cp(ContextBox & box, SeqId src, SeqId dst, Pos p0, Pos p1) noexcept {
+    if (Status status = check_not_held(box, dst); !status.ok()) {
+        return status;
+    }
+    return memory_seq_cp_any(box, src, dst, p0, p1);
 }
 
 Status memory_seq_keep(ContextBox & box, SeqId seq) noexcept {
@@ -341,7 +422,7 @@ Status memory_seq_keep(ContextBox & box, SeqId seq) noexcept {
         // One by one: llama_memory_seq_keep cleans only the sequence's own stream when kv_unified is off.
         for (SeqId s = 0; s < box.provenance.n_seq_max(); ++s) {
             if (s != seq) {
-                if (Status status = memory_seq_rm(box, s, -1, -1); !status.ok()) {
+                if (Status status = memory_seq_rm_any(box, s, -1, -1); !status.ok()) {
                     return status;
                 }
             }
@@ -362,6 +443,9 @@ Status check_shift(ContextBox & box, SeqId seq, const char * what) {
     }
     if (box.map.mrope) {
         return Status(Code::unsupported, text(what, ": models with M-RoPE positions cannot be shifted"));
+    }
+    if (Status held = check_not_held(box, seq); !held.ok()) {
+        return held;
     }
     if (!memory_can_shift(box)) {
         return Status(Code::unsupported,

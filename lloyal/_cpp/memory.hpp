@@ -33,6 +33,12 @@ const char * memory_kind_name(MemoryKind kind);
 
 enum class Rollback : int { none = 0, trim, ring };
 
+struct StateCell {
+    int32_t cell = -1; // -1: the sequence has none
+    Pos     pos  = -1;
+    bool operator==(const StateCell &) const = default;
+};
+
 // What a context's memory is made of, found once from its dynamic type.
 struct MemoryMap {
     MemoryKind                    kind = MemoryKind::none;
@@ -53,9 +59,12 @@ struct MemoryMap {
     std::vector<int32_t> ring_depth;
     std::vector<bool>    ring_pending;
 
-    MemoryMap(const llama_model & model, const llama_context & context, llama_memory_t memory);
+    MemoryMap(const llama_model & model, const llama_context & context, llama_memory_t memory,
+              const llama_context_params & params);
 
     bool    has_recurrent() const { return recurrent != nullptr; }
+    // Memory that folds rows into a state: it goes back by its ring only, and copies whole sequences.
+    bool    has_state() const { return recurrent != nullptr || kind == MemoryKind::compressed; }
     // The first position that a token at `pos` attends to in the window cache.
     int32_t window_begin(int32_t pos) const;
     // False if the window cache lost a row that a token at `pos` would attend to.
@@ -64,12 +73,22 @@ struct MemoryMap {
     void    drop_stale_window(int32_t seq, int32_t next_pos);
     // After a fork or restore nothing is left in the ring of `seq`.
     void    reset_ring(int32_t seq);
+
+    // Where the recurrent state of each sequence lies, and the position it has reached. Empty for other memory.
+    std::vector<StateCell> state_cells() const;
+    // What the rings hold after a decode of n_tokens[seq] tokens each that found the states at `before`. With `split`
+    // llama.cpp did not keep the last tokens of a sequence together.
+    void    update_rings(const std::vector<int32_t> & n_tokens, const std::vector<StateCell> & before, int32_t n_ubatch,
+                         bool split);
 };
 
 bool     memory_can_shift(const ContextBox & box);
 Rollback memory_can_rollback(ContextBox & box, SeqId seq, int32_t n_tokens);
 
 Status memory_clear(ContextBox & box, bool data) noexcept;
+// The same without asking who holds the sequence: for the holder.
+Status memory_seq_rm_any(ContextBox & box, SeqId seq, Pos p0, Pos p1) noexcept;
+Status memory_seq_cp_any(ContextBox & box, SeqId src, SeqId dst, Pos p0, Pos p1) noexcept;
 Status memory_seq_rm(ContextBox & box, SeqId seq, Pos p0, Pos p1) noexcept;
 Status memory_seq_cp(ContextBox & box, SeqId src, SeqId dst, Pos p0, Pos p1) noexcept;
 Status memory_seq_keep(ContextBox & box, SeqId seq) noexcept;

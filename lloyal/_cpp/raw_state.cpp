@@ -5,6 +5,7 @@
 #include "log.hpp"
 
 #include "llama-context.h"
+#include "llama-kv-cache.h"
 #include "llama-memory-recurrent.h"
 
 #include <algorithm>
@@ -125,6 +126,36 @@ void forget_rows(ContextBox & box, SeqId seq) {
         box.provenance.rewrite(seq, pos_min, pos_max + 1);
     }
     box.map.reset_ring(seq);
+}
+
+void make_empty(ContextBox & box, SeqId seq) {
+    box.memory->seq_rm(seq, -1, -1);
+    box.provenance.of(seq).clear();
+    box.map.reset_ring(seq);
+}
+
+// True if PARTIAL_ONLY leaves something out; a plain attention cache ignores it.
+bool leaves_out(const MemoryMap & map, uint32_t flags) {
+    const bool window = map.window && map.caches.size() > 1 && map.kind != MemoryKind::compressed;
+    return (flags & LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY) != 0 && (map.has_recurrent() || window);
+}
+
+// A partial state takes the sequence back to its position: full-size layers must hold the rows up to there, and lose the
+// later ones, which llama.cpp would go on attending to.
+Status settle_partial(ContextBox & box, SeqId dest) {
+    const MemoryMap & map = box.map;
+    const Pos at = map.recurrent ? map.recurrent->seq_pos_max(dest) : map.window->seq_pos_max(dest);
+    for (const llama_kv_cache * cache : map.caches) {
+        if (const Pos have = cache->seq_pos_max(dest); cache != map.window && have < at) {
+            make_empty(box, dest);
+            return Status(Code::state_mismatch,
+                          text("the partial state continues at position ", at + 1, ", sequence ", dest, " held ",
+                               have < 0 ? std::string("nothing") : text("rows up to ", have),
+                               ": restore a full state; the sequence is now empty"));
+        }
+    }
+    box.memory->seq_rm(dest, at + 1, -1);
+    return {};
 }
 
 void outputs_gone(ContextBox & box) {
@@ -255,16 +286,26 @@ Status state_seq_set_data(ContextBox & box, const uint8_t * data, size_t size, S
             }
             rows = &slot.rows;
         }
+        const bool partial = leaves_out(box.map, flags);
+        if (partial && rows && !box.provenance.of(dest).holds(*rows)) {
+            return Status(Code::stale_checkpoint,
+                          text("sequence ", dest, " does not hold the rows this partial state continues: restore a full state"));
+        }
         outputs_gone(box);
-        const bool partial = (flags & LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY) != 0;
+        if (!partial) {
+            make_empty(box, dest); // llama.cpp leaves an attention cache as it is when the state is an empty one
+        }
         read = llama_state_seq_set_data_ext(box.ptr, data, native, dest, flags);
         if (read == 0) {
-            box.memory->seq_rm(dest, -1, -1); // hybrid memories can be left half restored
-            box.provenance.remove(dest, 0, std::numeric_limits<Pos>::max());
-            box.map.reset_ring(dest);
+            make_empty(box, dest); // hybrid memories can be left half restored
             return refused("state", dest);
         }
-        if (rows && !partial) {
+        if (partial) {
+            if (Status bad = settle_partial(box, dest); !bad.ok()) {
+                return bad;
+            }
+        }
+        if (rows) {
             box.provenance.assign(dest, *rows);
             box.map.reset_ring(dest);
         } else {
@@ -326,6 +367,7 @@ Status state_seq_read_payload(ContextBox & box, const uint8_t * data, size_t siz
         log_mark();
         llama_synchronize(box.ptr);
         outputs_gone(box);
+        make_empty(box, dest);
         HostReader reader(data, size);
         Status status = guarded(Code::state_mismatch, [&]() -> Status {
             box.memory->state_read(reader, dest, 0);
@@ -336,9 +378,7 @@ Status state_seq_read_payload(ContextBox & box, const uint8_t * data, size_t siz
             return {};
         });
         if (!status.ok()) {
-            box.memory->seq_rm(dest, -1, -1);
-            box.provenance.remove(dest, 0, std::numeric_limits<Pos>::max());
-            box.map.reset_ring(dest);
+            make_empty(box, dest);
             return Status(status.code, text("the state cannot be read: ", status.message, "; sequence ", dest, " is now empty"));
         }
         forget_rows(box, dest);

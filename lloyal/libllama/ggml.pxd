@@ -1,4 +1,4 @@
-# Declarations of the parts of ggml.h, ggml-backend.h and gguf.h that ring 1 uses.
+# Declarations of the parts of ggml.h, ggml-cpu.h, ggml-backend.h and gguf.h that ring 1 uses.
 
 from libc.stdint cimport int64_t
 from libcpp cimport bool
@@ -22,13 +22,6 @@ cdef extern from "ggml.h" nogil:
         GGML_TYPE_BF16
         GGML_TYPE_COUNT
 
-    ctypedef enum ggml_numa_strategy:
-        GGML_NUMA_STRATEGY_DISABLED
-        GGML_NUMA_STRATEGY_DISTRIBUTE
-        GGML_NUMA_STRATEGY_ISOLATE
-        GGML_NUMA_STRATEGY_NUMACTL
-        GGML_NUMA_STRATEGY_MIRROR
-
     ctypedef enum ggml_log_level:
         GGML_LOG_LEVEL_NONE
         GGML_LOG_LEVEL_DEBUG
@@ -43,6 +36,14 @@ cdef extern from "ggml.h" nogil:
     bool ggml_is_quantized(ggml_type type)
     const char* ggml_version()
     const char* ggml_commit()
+
+cdef extern from "ggml-cpu.h" nogil:
+    ctypedef enum ggml_numa_strategy:
+        GGML_NUMA_STRATEGY_DISABLED
+        GGML_NUMA_STRATEGY_DISTRIBUTE
+        GGML_NUMA_STRATEGY_ISOLATE
+        GGML_NUMA_STRATEGY_NUMACTL
+        GGML_NUMA_STRATEGY_MIRROR
 
 cdef extern from "gguf.h" nogil:
     ctypedef struct gguf_context

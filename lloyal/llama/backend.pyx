@@ -40,6 +40,7 @@ cpdef int ensure_started() except -1:
         if _started:
             return 0
         core.log_install()
+        core.fence_install()
         folder = os.fsencode(os.path.join(os.path.dirname(os.path.dirname(__file__)), "lib"))
         _load_plugins(folder)
         _started = True
@@ -107,9 +108,15 @@ cdef class Device:
 
     @property
     def memory(self) -> tuple[int, int]:
-        """Free and total bytes, as the back end reports them. Releases the GIL."""
+        """Free and total bytes, as the back end reports them. Releases the GIL.
+
+        A device of an RPC server is asked over the network: `LoadFailed` if the server does not answer.
+        """
+        from lloyal.llama.rpc import connected
+
         cdef size_t free = 0
         cdef size_t total = 0
+        connection = connected(self)
         with nogil:
             g.ggml_backend_dev_memory(self.ptr, &free, &total)
         return free, total
@@ -145,6 +152,7 @@ def live_handles() -> dict[str, int]:
         "samplers": <long>n.samplers,
         "adapters": <long>n.adapters,
         "checkpoints": <long>n.checkpoints,
+        "connections": <long>n.connections,
     }
 
 

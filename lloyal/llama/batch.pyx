@@ -5,12 +5,14 @@ from libc.stdint cimport int32_t, int64_t
 from libcpp.vector cimport vector
 
 cimport lloyal._cpp.core as core
+from lloyal.llama.args cimport as_int32, as_integer
 
-from lloyal.errors import InvalidArgument
+from lloyal.errors import Busy, InvalidArgument
 
 __all__ = ["Batch"]
 
-cdef int _INT32_MAX = 2**31 - 1
+cdef extern from "Python.h":
+    bint PyIndex_Check(object)
 
 
 cdef int _tokens(object values, vector[int32_t]& out) except -1:
@@ -18,10 +20,10 @@ cdef int _tokens(object values, vector[int32_t]& out) except -1:
     cdef const int32_t[::1] narrow
     cdef const int64_t[::1] wide
     cdef Py_ssize_t i
+    if isinstance(values, (str, bytes, bytearray)):
+        raise TypeError(f"tokens must be integers, not {type(values).__name__}: tokenize text first")
     if isinstance(values, (list, tuple)) or not hasattr(values, "__len__"):
-        for value in values:
-            out.push_back(value)
-        return 0
+        return _integers(values, out)
     try:
         narrow = values
     except (ValueError, TypeError, BufferError):
@@ -33,25 +35,55 @@ cdef int _tokens(object values, vector[int32_t]& out) except -1:
     try:
         wide = values
     except (ValueError, TypeError, BufferError):
-        for value in values:
-            out.push_back(value)
-        return 0
+        return _integers(values, out)
     out.resize(wide.shape[0])
     for i in range(wide.shape[0]):
-        if wide[i] < -1 or wide[i] > _INT32_MAX:
+        if wide[i] < -0x80000000 or wide[i] > 0x7fffffff:
             raise InvalidArgument(f"token {wide[i]} at index {i} is no token id")
         out[i] = <int32_t>wide[i]
     return 0
+
+
+cdef int _integers(object values, vector[int32_t]& out) except -1:
+    for value in values:
+        out.push_back(as_int32(value, "token"))
+    return 0
+
+
+cdef int32_t _first_pos(object pos0, size_t n) except? -1:
+    return <int32_t>as_integer(pos0, "pos0", -0x80000000, 0x7fffffff - <int64_t>(n - 1 if n else 0))
+
+
+cdef int _outputs(object logits) except -1:
+    # The meaning of logits=: 0 none, 1 all, 2 the last.
+    if isinstance(logits, str):
+        if logits != "last":
+            raise InvalidArgument(f"logits={logits!r} must be True, False or 'last'")
+        return 2
+    return bool(logits)
 
 
 cdef class Batch:
     """Tokens for one `Context.decode` call (``llama_batch``). It grows as needed and owns its memory.
 
     A batch is reused by `clear()`; it belongs to no context. What it may hold (token range, sequence ids, size) is
-    checked by decode, which knows the context.
+    checked by decode, which knows the context. While a decode in another thread reads it, changing it raises `Busy`.
     """
 
-    def add(self, token, pos, seq_ids, logits=False) -> None:
+    cdef int check_free(self) except -1:
+        if self.in_use:
+            raise Busy("another thread is decoding this batch: use one batch for each thread")
+        return 0
+
+    cdef int lock(self) except -1:
+        self.check_free()
+        self.in_use = True
+        return 0
+
+    cdef void unlock(self) noexcept:
+        self.in_use = False
+
+    def add(self, token: int, pos: int, seq_ids: int | Iterable[int], logits: bool = False) -> None:
         """Add one token.
 
         Parameters
@@ -65,16 +97,20 @@ cdef class Batch:
             Compute an output (logits, embeddings) for it.
         """
         cdef vector[int32_t] seqs
-        if isinstance(seq_ids, int):
-            seqs.push_back(seq_ids)
+        cdef int32_t id = as_int32(token, "token")
+        cdef int32_t at = as_int32(pos, "pos")
+        cdef bint output = logits
+        if PyIndex_Check(seq_ids) and not hasattr(seq_ids, "__len__"):
+            seqs.push_back(as_int32(seq_ids, "seq_ids"))
         else:
             for seq in seq_ids:
-                seqs.push_back(seq)
+                seqs.push_back(as_int32(seq, "seq_ids"))
+        self.check_free()
         if self.box.has_embd():
             raise InvalidArgument("this batch holds embedding rows: clear() it before adding tokens")
-        self.box.add(token, pos, seqs.data(), <int32_t>seqs.size(), logits)
+        self.box.add(id, at, seqs.data(), <int32_t>seqs.size(), output)
 
-    def extend(self, tokens, pos0, seq_id, logits=False) -> None:
+    def extend(self, tokens: Iterable[int], pos0: int, seq_id: int, logits: bool | Literal["last"] = False) -> None:
         """Add tokens of one sequence at consecutive positions, in one native call.
 
         Parameters
@@ -87,15 +123,17 @@ cdef class Batch:
             Outputs for all of them, none, or only the last.
         """
         cdef vector[int32_t] ids
-        cdef bint last = isinstance(logits, str)
-        if last and logits != "last":
-            raise InvalidArgument(f"logits={logits!r} must be True, False or 'last'")
+        cdef int32_t seq = as_int32(seq_id, "seq_id")
+        cdef int outputs = _outputs(logits)
+        cdef int32_t start
+        _tokens(tokens, ids)
+        start = _first_pos(pos0, ids.size())
+        self.check_free()
         if self.box.has_embd():
             raise InvalidArgument("this batch holds embedding rows: clear() it before adding tokens")
-        _tokens(tokens, ids)
-        self.box.extend(ids.data(), ids.size(), pos0, seq_id, not last and bool(logits), last)
+        self.box.extend(ids.data(), ids.size(), start, seq, outputs == 1, outputs == 2)
 
-    def extend_embd(self, rows, pos0, seq_id, logits=False) -> None:
+    def extend_embd(self, rows: BufferLike, pos0: int, seq_id: int, logits: bool | Literal["last"] = False) -> None:
         """Add embedding rows instead of tokens.
 
         Parameters
@@ -105,29 +143,35 @@ cdef class Batch:
             As in `extend`.
         """
         cdef const float[:, ::1] values = rows
-        cdef bint last = isinstance(logits, str)
-        if last and logits != "last":
-            raise InvalidArgument(f"logits={logits!r} must be True, False or 'last'")
+        cdef int32_t seq = as_int32(seq_id, "seq_id")
+        cdef int outputs = _outputs(logits)
+        cdef int32_t start = _first_pos(pos0, values.shape[0])
+        if values.shape[1] > 0x7fffffff:
+            raise InvalidArgument(f"rows have {values.shape[1]} values: no model takes so many")
+        self.check_free()
         if self.box.size() and (not self.box.has_embd() or self.box.n_embd() != values.shape[1]):
             raise InvalidArgument("this batch holds other rows: clear() it first")
         if values.shape[0] and values.shape[1]:
-            self.box.extend_embd(&values[0, 0], values.shape[0], <int32_t>values.shape[1], pos0, seq_id,
-                                 not last and bool(logits), last)
+            self.box.extend_embd(&values[0, 0], values.shape[0], <int32_t>values.shape[1], start, seq,
+                                 outputs == 1, outputs == 2)
 
-    def set_logits(self, index, value) -> None:
+    def set_logits(self, index: int, value: bool) -> None:
         """Turn the output of one entry on or off."""
+        cdef bint output = value
+        self.check_free()
         if not 0 <= index < <Py_ssize_t>self.box.size():
             raise InvalidArgument(f"index {index}: the batch has {self.box.size()} tokens")
-        self.box.set_logits(index, value)
+        self.box.set_logits(index, output)
 
     def clear(self) -> None:
         """Empty it; its memory is kept for the next use."""
+        self.check_free()
         self.box.clear()
 
     def __len__(self):
         return self.box.size()
 
-    def __getitem__(self, Py_ssize_t index):
+    def __getitem__(self, Py_ssize_t index) -> tuple[int | None, int, tuple[int, ...], bool]:
         """``(token or None, pos, seq_ids, logits)`` of one entry."""
         if not 0 <= index < <Py_ssize_t>self.box.size():
             raise IndexError(index)

@@ -3,9 +3,8 @@ from lloyal.llama.model cimport Model
 from lloyal.llama.state cimport ContextState
 
 cdef class Context(ContextState):
-    cdef readonly object params
-    cdef readonly object model
-    cdef object _memory
+    cdef readonly object params  # ContextParams
+    cdef readonly object model  # Model
     cdef int n_vocab
 
-    cdef int _run(self, Batch batch, bint encoding) except -1
+    cdef int _run(self, Batch batch, bint encoding, bint tenant, bint ext) except -1

@@ -5,12 +5,15 @@ from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport int32_t
 from libcpp cimport bool as cbool
 
+cimport lloyal._cpp.batch_ext as b
 cimport lloyal._cpp.core as core
 cimport lloyal.libllama.ggml as g
 cimport lloyal.libllama.llama as c
+from lloyal.llama.args cimport as_int32
 from lloyal.llama.backend cimport drain_logs
 from lloyal.llama.base cimport enter, leave
 from lloyal.llama.batch cimport Batch
+from lloyal.llama.batch_ext cimport BatchExt
 from lloyal.llama.memory cimport wrap_memory
 from lloyal.llama.model cimport Model
 from lloyal.llama.outputs cimport copy_row, wrap_row
@@ -108,12 +111,12 @@ cdef class Context(ContextState):
     Creation releases the GIL.
     """
 
-    def __init__(self, Model model not None, params=None, **keywords):
+    def __init__(self, Model model not None, params: ContextParams | None = None, **keywords: Unpack[ContextParams]):
         cdef c.llama_context_params native = c.llama_context_default_params()
         cdef core.ModelHandle weights = model.pin()
         cdef core.ContextHandle handle
         cdef core.Status status
-        cdef Context parent
+        cdef core.ContextHandle parent
         if params is None:
             params = from_keywords(ContextParams, keywords)
         elif keywords:
@@ -121,7 +124,8 @@ cdef class Context(ContextState):
         if model.params.vocab_only:
             raise InvalidArgument("the model was loaded with vocab_only=True: it has no weights to compute with")
         threads = params.n_threads or default_threads()
-        native.n_ctx = params.n_ctx
+        # As llama.cpp rounds it, but before it limits the batch to it: with a batch smaller than n_seq_max it aborts.
+        native.n_ctx = -(-(params.n_ctx or model.n_ctx_train) // 256) * 256
         native.n_batch = params.n_batch
         native.n_ubatch = params.n_ubatch
         native.n_seq_max = params.n_seq_max
@@ -150,11 +154,9 @@ cdef class Context(ContextState):
         native.swa_full = params.swa_full
         native.kv_unified = params.kv_unified
         if params.parent is not None:
-            parent = params.parent
-            parent.pin()
-            native.ctx_other = parent.handle.get().ptr
+            parent = (<Context?>params.parent).pin()
         with nogil:
-            status = core.context_create(weights, native, _poll_signals, handle)
+            status = core.context_create(weights, native, parent, _poll_signals, handle)
         if not status.ok():
             try:
                 check(status)
@@ -171,11 +173,9 @@ cdef class Context(ContextState):
         self.n_vocab = c.llama_vocab_n_tokens(c.llama_model_get_vocab(weights.get().ptr))
 
     @property
-    def memory(self):
+    def memory(self) -> Memory:
         """The memory: sequences, positions, rollback."""
-        if self._memory is None:
-            self._memory = wrap_memory(self)
-        return self._memory
+        return wrap_memory(self)  # not kept: it holds this object, and a cycle would delay freeing the context
 
     def decode(self, Batch batch not None) -> None:
         """Compute a batch (``llama_decode``): its tokens go into the memory, its outputs are kept until the next call.
@@ -187,33 +187,54 @@ cdef class Context(ContextState):
         CacheFull
             No room for the batch. Nothing was changed.
         Aborted
-            `abort()` was called; what was finished stays in the memory. A signal handler's exception (Ctrl-C) comes
-            out as itself, the same way.
+            `abort()` was called; what was finished stays in the memory, except that the sequences of the batch are
+            emptied where there is a recurrent state, which cannot be taken back. A signal handler's exception (Ctrl-C)
+            comes out as itself, the same way.
         DecodeFailed
-            llama.cpp failed while computing; what was finished stays.
+            llama.cpp failed while computing; what stays is as for `Aborted`.
 
         Notes
         -----
         Invalidates logits and embeddings. Releases the GIL. Ctrl-C stops it between graph nodes (CPU back end).
         """
-        self._run(batch, False)
+        self._run(batch, False, False, False)
+
+    def _decode_as_tenant(self, Batch batch not None) -> None:
+        # For kv.Tenancy: sequences it has leased may be written.
+        self._run(batch, False, True, False)
 
     def encode(self, Batch batch not None) -> None:
         """Compute a batch with the encoder, without memory (``llama_encode``). Raises like `decode`."""
-        self._run(batch, True)
+        self._run(batch, True, False, False)
 
-    cdef int _run(self, Batch batch, bint encoding) except -1:
+    def process(self, type: Literal["decode", "encode"], BatchExt batch not None) -> None:
+        """Compute an extended batch (``llama_process``). Raises like `decode` or `encode`."""
+        if type not in ("decode", "encode"):
+            raise InvalidArgument(f"type={type!r} must be 'decode' or 'encode'")
+        self._run(batch.build(self), type == "encode", False, True)
+
+    cdef int _run(self, Batch batch, bint encoding, bint tenant, bint ext) except -1:
         cdef core.ContextHandle handle
         cdef core.Status status
-        enter(self, handle)
-        with nogil:
-            if encoding:
-                status = core.encode(handle.get()[0], batch.box)
-            else:
-                status = core.decode(handle.get()[0], batch.box)
-            leave(handle)
-        if not status.ok():
+        batch.lock()
+        try:
+            enter(self, handle)
+            with nogil:
+                if ext:
+                    if encoding:
+                        status = b.process_encode(handle.get()[0], batch.box)
+                    else:
+                        status = b.process_decode(handle.get()[0], batch.box, tenant)
+                elif encoding:
+                    status = core.encode(handle.get()[0], batch.box)
+                else:
+                    status = core.decode(handle.get()[0], batch.box, tenant)
+                leave(handle)
+        finally:
+            batch.unlock()
+        if _signal_error is not None:
             _raise_signal()
+        if not status.ok():
             check(status)
         elif core.log_pending():
             drain_logs()
@@ -224,7 +245,10 @@ cdef class Context(ContextState):
         cdef core.ContextHandle handle = self.pin()
         core.context_request_abort(handle.get()[0])
 
-    def logits(self, int index=-1, *, copy=False, out=None):
+    # @overload (self, index: int = -1, *, copy: Literal[False] = False, out: None = None) -> Logits
+    # @overload (self, index: int = -1, *, copy: Literal[True], out: None = None) -> NDArray[float32]
+    # @overload (self, index: int = -1, *, copy: bool = False, out: BufferT) -> BufferT
+    def logits(self, index: int = -1, *, copy: bool = False, out: BufferLike | None = None):
         """The logits of one entry of the last batch (``llama_get_logits_ith``).
 
         Parameters
@@ -249,17 +273,22 @@ cdef class Context(ContextState):
         cdef core.ContextHandle handle
         cdef core.Status status
         cdef const float* row = NULL
+        cdef int32_t i = as_int32(index, "index")
         enter(self, handle)
         try:
-            status = core.logits_row(handle.get()[0], index, row)
+            status = core.logits_row(handle.get()[0], i, row)
+            check(status)
+            if copy or out is not None:
+                return copy_row(row, self.n_vocab, out)
+            return wrap_row(handle, row, self.n_vocab)
         finally:
             leave(handle)
-        check(status)
-        if copy or out is not None:
-            return copy_row(row, self.n_vocab, out)
-        return wrap_row(handle, row, self.n_vocab)
 
-    def embeddings(self, index=None, *, seq_id=None, copy=False, out=None):
+    # @overload (self, index: int | None = None, *, seq_id: int | None = None, copy: Literal[False] = False, out: None = None) -> Logits
+    # @overload (self, index: int | None = None, *, seq_id: int | None = None, copy: Literal[True], out: None = None) -> NDArray[float32]
+    # @overload (self, index: int | None = None, *, seq_id: int | None = None, copy: bool = False, out: BufferT) -> BufferT
+    def embeddings(self, index: int | None = None, *, seq_id: int | None = None, copy: bool = False,
+                   out: BufferLike | None = None):
         """An embedding of the last batch: of one entry, or the pooled one of a sequence.
 
         Parameters
@@ -279,8 +308,8 @@ cdef class Context(ContextState):
         cdef core.ContextHandle handle
         cdef core.Status status
         cdef const float* row = NULL
-        cdef int i = -1 if index is None else index
-        cdef int seq = -1 if seq_id is None else seq_id
+        cdef int32_t i = -1 if index is None else as_int32(index, "index")
+        cdef int32_t seq = -1 if seq_id is None else as_int32(seq_id, "seq_id")
         cdef Py_ssize_t n
         if index is not None and seq_id is not None:
             raise InvalidArgument("give index or seq_id, not both")
@@ -290,15 +319,15 @@ cdef class Context(ContextState):
                 status = core.embeddings_row(handle.get()[0], i, row)
             else:
                 status = core.embeddings_seq(handle.get()[0], seq, row)
+            check(status)
+            n = c.llama_model_n_embd_out(handle.get().model.get().ptr)
+            if seq_id is not None and c.llama_pooling_type(handle.get().ptr) == c.LLAMA_POOLING_TYPE_RANK:
+                n = c.llama_model_n_cls_out(handle.get().model.get().ptr)
+            if copy or out is not None:
+                return copy_row(row, n, out)
+            return wrap_row(handle, row, n)
         finally:
             leave(handle)
-        check(status)
-        n = c.llama_model_n_embd_out(handle.get().model.get().ptr)
-        if seq_id is not None and c.llama_pooling_type(handle.get().ptr) == c.LLAMA_POOLING_TYPE_RANK:
-            n = c.llama_model_n_cls_out(handle.get().model.get().ptr)
-        if copy or out is not None:
-            return copy_row(row, n, out)
-        return wrap_row(handle, row, n)
 
     def synchronize(self) -> None:
         """Wait until everything asked of the devices is done (``llama_synchronize``). Releases the GIL."""

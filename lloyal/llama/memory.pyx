@@ -8,6 +8,7 @@ before llama.cpp, which aborts on most mistakes, sees it.
 from libc.stdint cimport int32_t
 
 cimport lloyal._cpp.core as core
+from lloyal.llama.args cimport as_int32
 from lloyal.llama.base cimport ContextBase, enter, leave
 from lloyal.llama.status cimport check
 
@@ -53,7 +54,7 @@ cdef class Memory:
         cdef core.ContextHandle handle = self.ctx.pin()
         return core.memory_can_shift(handle.get()[0])
 
-    def can_rollback(self, seq_id, n_tokens) -> str | None:
+    def can_rollback(self, seq_id: int, n_tokens: int) -> Literal["trim", "ring"] | None:
         """How the last `n_tokens` of a sequence can be taken back right now, with right logits afterwards.
 
         Returns
@@ -64,8 +65,8 @@ cdef class Memory:
         """
         cdef core.ContextHandle handle
         cdef core.Status status
-        cdef int32_t seq = seq_id
-        cdef int32_t n = n_tokens
+        cdef int32_t seq = as_int32(seq_id, "seq_id")
+        cdef int32_t n = as_int32(n_tokens, "n_tokens")
         cdef int how = 0
         enter(self.ctx, handle)
         try:
@@ -76,7 +77,7 @@ cdef class Memory:
         check(status)
         return (None, "trim", "ring")[how]
 
-    def seq_rm(self, seq_id, p0=-1, p1=-1) -> None:
+    def seq_rm(self, seq_id: int, p0: int = -1, p1: int = -1) -> None:
         """Remove positions [p0, p1) of a sequence; of every sequence with -1 (``llama_memory_seq_rm``).
 
         Raises
@@ -87,16 +88,16 @@ cdef class Memory:
         """
         cdef core.ContextHandle handle
         cdef core.Status status
-        cdef int32_t seq = seq_id
-        cdef int32_t begin = p0
-        cdef int32_t end = p1
+        cdef int32_t seq = as_int32(seq_id, "seq_id")
+        cdef int32_t begin = as_int32(p0, "p0")
+        cdef int32_t end = as_int32(p1, "p1")
         enter(self.ctx, handle)
         with nogil:
             status = core.memory_seq_rm(handle.get()[0], seq, begin, end)
             leave(handle)
         check(status)
 
-    def seq_cp(self, seq_id_src, seq_id_dst, p0=-1, p1=-1) -> None:
+    def seq_cp(self, seq_id_src: int, seq_id_dst: int, p0: int = -1, p1: int = -1) -> None:
         """Copy positions [p0, p1) to another sequence (``llama_memory_seq_cp``).
 
         On a unified attention cache both share the cells and no bytes move; recurrent states are copied when one of
@@ -111,28 +112,28 @@ cdef class Memory:
         """
         cdef core.ContextHandle handle
         cdef core.Status status
-        cdef int32_t src = seq_id_src
-        cdef int32_t dst = seq_id_dst
-        cdef int32_t begin = p0
-        cdef int32_t end = p1
+        cdef int32_t src = as_int32(seq_id_src, "seq_id_src")
+        cdef int32_t dst = as_int32(seq_id_dst, "seq_id_dst")
+        cdef int32_t begin = as_int32(p0, "p0")
+        cdef int32_t end = as_int32(p1, "p1")
         enter(self.ctx, handle)
         with nogil:
             status = core.memory_seq_cp(handle.get()[0], src, dst, begin, end)
             leave(handle)
         check(status)
 
-    def seq_keep(self, seq_id) -> None:
+    def seq_keep(self, seq_id: int) -> None:
         """Remove every other sequence (``llama_memory_seq_keep``)."""
         cdef core.ContextHandle handle
         cdef core.Status status
-        cdef int32_t seq = seq_id
+        cdef int32_t seq = as_int32(seq_id, "seq_id")
         enter(self.ctx, handle)
         with nogil:
             status = core.memory_seq_keep(handle.get()[0], seq)
             leave(handle)
         check(status)
 
-    def seq_add(self, seq_id, p0, p1, delta) -> None:
+    def seq_add(self, seq_id: int, p0: int, p1: int, delta: int) -> None:
         """Add `delta` to positions [p0, p1) and rotate their keys, at once (``llama_memory_seq_add``).
 
         Raises
@@ -144,42 +145,42 @@ cdef class Memory:
         """
         cdef core.ContextHandle handle
         cdef core.Status status
-        cdef int32_t seq = seq_id
-        cdef int32_t begin = p0
-        cdef int32_t end = p1
-        cdef int32_t by = delta
+        cdef int32_t seq = as_int32(seq_id, "seq_id")
+        cdef int32_t begin = as_int32(p0, "p0")
+        cdef int32_t end = as_int32(p1, "p1")
+        cdef int32_t by = as_int32(delta, "delta")
         enter(self.ctx, handle)
         with nogil:
             status = core.memory_seq_add(handle.get()[0], seq, begin, end, by)
             leave(handle)
         check(status)
 
-    def seq_div(self, seq_id, p0, p1, d) -> None:
+    def seq_div(self, seq_id: int, p0: int, p1: int, d: int) -> None:
         """Divide positions [p0, p1) by `d` (1 or more), at once (``llama_memory_seq_div``). Raises like `seq_add`."""
         cdef core.ContextHandle handle
         cdef core.Status status
-        cdef int32_t seq = seq_id
-        cdef int32_t begin = p0
-        cdef int32_t end = p1
-        cdef int by = d
+        cdef int32_t seq = as_int32(seq_id, "seq_id")
+        cdef int32_t begin = as_int32(p0, "p0")
+        cdef int32_t end = as_int32(p1, "p1")
+        cdef int by = as_int32(d, "d")
         enter(self.ctx, handle)
         with nogil:
             status = core.memory_seq_div(handle.get()[0], seq, begin, end, by)
             leave(handle)
         check(status)
 
-    def seq_pos_min(self, seq_id) -> int:
+    def seq_pos_min(self, seq_id: int) -> int:
         """The smallest cached position of a sequence, -1 if it is empty (of the window layers, where there are any)."""
         return self._seq_pos(seq_id)[0]
 
-    def seq_pos_max(self, seq_id) -> int:
+    def seq_pos_max(self, seq_id: int) -> int:
         """The largest cached position of a sequence, -1 if it is empty."""
         return self._seq_pos(seq_id)[1]
 
     cdef tuple _seq_pos(self, seq_id):
         cdef core.ContextHandle handle
         cdef core.Status status
-        cdef int32_t seq = seq_id
+        cdef int32_t seq = as_int32(seq_id, "seq_id")
         cdef int32_t low = -1
         cdef int32_t high = -1
         enter(self.ctx, handle)
@@ -189,7 +190,12 @@ cdef class Memory:
         check(status)
         return low, high
 
-    def clear(self, data=True) -> None:
+    def window_begin(self, pos: int) -> int:
+        """The first position that a token at `pos` attends to in sliding-window layers; 0 without a window."""
+        cdef core.ContextHandle handle = self.ctx.pin()
+        return handle.get().map.window_begin(max(pos, 0))
+
+    def clear(self, data: bool = True) -> None:
         """Forget every sequence; with `data` the buffers are zeroed too (``llama_memory_clear``)."""
         cdef core.ContextHandle handle
         cdef core.Status status
@@ -200,7 +206,7 @@ cdef class Memory:
             leave(handle)
         check(status)
 
-    def provenance(self, seq_id) -> list[tuple[int, int, int, int]]:
+    def provenance(self, seq_id: int) -> list[tuple[int, int, int, int]]:
         """Which content each row of a sequence holds, as runs ``(begin, end, epoch, first_id)``.
 
         Row ``p`` of a run has the id ``(epoch, first_id + p - begin)``. Equal ids mean equal content, also across
@@ -208,7 +214,7 @@ cdef class Memory:
         """
         cdef core.ContextHandle handle
         cdef core.Status status
-        cdef int32_t seq = seq_id
+        cdef int32_t seq = as_int32(seq_id, "seq_id")
         cdef const core.Runs* runs
         enter(self.ctx, handle)
         try:

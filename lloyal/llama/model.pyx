@@ -1,16 +1,18 @@
 # cython: language_level=3
 """Models: weights, vocabulary and metadata, loaded once and shared by contexts."""
 
-from libc.stdint cimport int32_t
+from libc.stdint cimport int32_t, uint8_t
 from libc.string cimport memset, strncpy
 from libcpp cimport bool as cbool
 from libcpp.string cimport string
 from libcpp.vector cimport vector
 
 cimport lloyal._cpp.core as core
+cimport lloyal._cpp.rpc as r
 cimport lloyal.libllama.ggml as g
 cimport lloyal.libllama.llama as c
 from lloyal.llama.backend cimport Device, drain_logs, ensure_started
+from lloyal.llama.rpc cimport Connection, connect_device
 from lloyal.llama.status cimport check
 from lloyal.llama.vocab cimport Vocab, wrap_vocab
 
@@ -73,7 +75,7 @@ cdef class Model:
     Loading releases the GIL.
     """
 
-    def __init__(self, path, params=None, **keywords):
+    def __init__(self, path: StrPath | Sequence[StrPath], params: ModelParams | None = None, **keywords: Unpack[ModelParams]):
         if params is None:
             params = from_keywords(ModelParams, keywords)
         elif keywords:
@@ -84,7 +86,7 @@ cdef class Model:
         if not paths:
             raise InvalidArgument("path is an empty sequence")
         for part in paths:
-            _check_file(part)
+            check_file(part)
         self.path = os.fsdecode(paths[0])
         self._load(paths, params)
 
@@ -99,13 +101,18 @@ cdef class Model:
         cdef core.Status status
         cdef _Progress progress = _Progress()
         cdef Device device
+        cdef Connection connection
 
+        connections = []
         for part in paths:
             names.push_back(os.fsencode(part))
         if params.devices is not None:
             for wanted in params.devices:
                 device = _find_device(wanted)
                 devices.push_back(device.ptr)
+                connection = connect_device(device)
+                if connection is not None:
+                    connections.append(connection)
             if devices.empty():
                 # llama.cpp reads an empty list as "none"
                 devices.push_back(no_device)
@@ -114,9 +121,9 @@ cdef class Model:
         if split.size() > c.llama_max_devices():
             raise InvalidArgument(f"tensor_split has {split.size()} shares, there are at most {c.llama_max_devices()} devices")
         for key, value in (params.kv_overrides or {}).items():
-            overrides.push_back(_override(key.encode(), value))
+            overrides.push_back(kv_override(key.encode(), value))
         if not overrides.empty():
-            overrides.push_back(_override(b"", 0))
+            overrides.push_back(kv_override(b"", 0))
             native.kv_overrides = overrides.data()
 
         native.n_gpu_layers = params.n_gpu_layers
@@ -147,6 +154,8 @@ cdef class Model:
                 check(status)
             except LoadFailed as error:
                 raise _explain(error, self.path) from None
+        for connection in connections:
+            r.model_keep(handle.get()[0], connection.handle)
         drain_logs()
         self.handle = handle
         return 0
@@ -225,7 +234,7 @@ cdef class Model:
             self._metadata = found
         return dict(self._metadata)
 
-    def chat_template(self, name=None) -> str | None:
+    def chat_template(self, name: str | None = None) -> str | None:
         """The chat template of the file (the default one, or one by name), or None."""
         cdef core.ModelHandle handle = self.pin()
         cdef bytes encoded = (name or "").encode()
@@ -343,7 +352,17 @@ cdef class Model:
         cdef core.ModelHandle handle = self.pin()
         return c.llama_model_is_diffusion(handle.get().ptr)
 
-    def save(self, path) -> None:
+    def tensor_sample(self) -> bytes:
+        """Names, types, shapes and a few bytes of every tensor, for telling models apart. Releases the GIL."""
+        cdef core.ModelHandle handle = self.pin()
+        cdef core.Status status
+        cdef vector[uint8_t] out
+        with nogil:
+            status = core.model_tensor_sample(handle.get()[0], out)
+        check(status)
+        return bytes(out)
+
+    def save(self, path: StrPath) -> None:
         """Write the model as one GGUF file (`llama_model_save_to_file`). Releases the GIL."""
         cdef core.ModelHandle handle = self.pin()
         cdef bytes name = os.fsencode(path)
@@ -378,7 +397,7 @@ cdef str _meta_text(const c.llama_model* model, int32_t i, bint key):
     return bytes(large[:size]).decode("utf-8", "replace")
 
 
-cdef c.llama_model_kv_override _override(bytes key, value) except *:
+cdef c.llama_model_kv_override kv_override(bytes key, value) except *:
     cdef c.llama_model_kv_override entry
     cdef bytes text
     memset(&entry, 0, sizeof(entry))
@@ -413,7 +432,7 @@ def _find_device(wanted) -> Device:
     raise InvalidArgument(f"devices: there is no {wanted!r}; there are {', '.join(device.name for device in known)}")
 
 
-def _check_file(path) -> None:
+def check_file(path) -> None:
     """Refuse what is not a GGUF file before llama.cpp tries, with the reason the operating system gives."""
     path = os.fsdecode(path)
     try:

@@ -6,7 +6,7 @@ from libc.string cimport memcpy
 
 cimport lloyal._cpp.core as core
 
-from lloyal.errors import InvalidArgument, NoLogits
+from lloyal.errors import Busy, InvalidArgument, NoLogits
 
 __all__ = ["Logits"]
 
@@ -47,14 +47,18 @@ cdef class Logits:
     cdef int check_fresh(self) except -1:
         if self.handle.get().generation != self.generation:
             raise NoLogits("this view is stale: the context has decoded or restored since (use copy=True to keep a row)")
+        # Nobody can enter while this thread holds the GIL, so the row stays where it is until it lets go.
+        if core.context_busy(self.handle.get()[0]):
+            raise Busy("another thread is inside this context, which may overwrite the row")
         return 0
 
     def __len__(self):
         return self.shape[0]
 
-    def __getitem__(self, index):
+    # @overload (self, index: int) -> float
+    # @overload (self, index: slice) -> NDArray[float32]
+    def __getitem__(self, index: int | slice):
         cdef Py_ssize_t i
-        self.check_fresh()
         if isinstance(index, slice):
             return self.__array__()[index]
         i = index
@@ -62,22 +66,29 @@ cdef class Logits:
             i += self.shape[0]
         if not 0 <= i < self.shape[0]:
             raise IndexError(f"index {index} of {self.shape[0]} values")
+        self.check_fresh()
         return self.row[i]
 
     def argmax(self) -> int:
         """Index of the largest value, the first of equals. Releases the GIL."""
+        cdef core.ContextHandle handle = self.handle
         cdef int best
         self.check_fresh()
+        core.context_enter(handle.get()[0])
         with nogil:
             best = core.argmax(self.row, <int>self.shape[0])
+            core.context_leave(handle.get()[0])
         return best
 
-    def copy(self):
+    def copy(self) -> NDArray[float32]:
         """A NumPy array of its own, float32, shape (n,)."""
-        self.check_fresh()
-        return copy_row(self.row, self.shape[0], None)
+        import numpy
 
-    def __array__(self, dtype=None, copy=None):
+        row = numpy.empty(self.shape[0], dtype=numpy.float32)
+        self.check_fresh()
+        return copy_row(self.row, self.shape[0], row)
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         import numpy
 
         self.check_fresh()

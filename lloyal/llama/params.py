@@ -9,12 +9,12 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from lloyal.errors import InvalidArgument, UnknownParameter
 
-__all__ = ["CACHE_TYPES", "ContextParams", "ModelParams", "default_threads", "from_keywords"]
+__all__ = ["CACHE_TYPES", "ContextParams", "ModelParams", "check_names", "check_overrides", "default_threads", "from_keywords"]
 
 # Types that llama.cpp accepts for the K and V cache.
 CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
@@ -40,13 +40,25 @@ def from_keywords(kind: type[P], keywords: Mapping[str, Any]) -> P:
     UnknownParameter
         A keyword is no field of `kind`; the message names the nearest field.
     """
-    names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    check_names(kind, keywords)
+    return kind(**keywords)
+
+
+def check_names(kind: type[Any], keywords: Iterable[str]) -> None:
+    """Raise `UnknownParameter` if a keyword is no field of the dataclass `kind`."""
+    names = [field.name for field in dataclasses.fields(kind)]
     for name in keywords:
         if name not in names:
             near = difflib.get_close_matches(name, names, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f" (it has {', '.join(names)})"
             raise UnknownParameter(f"{kind.__name__} has no parameter {name!r}{hint}")
-    return kind(**keywords)
+
+
+def check_overrides(overrides: Mapping[str, object]) -> None:
+    """Raise `InvalidArgument` if a metadata override does not fit llama.cpp's fixed fields."""
+    for key, value in overrides.items():
+        if not key or len(key.encode()) > 127 or (isinstance(value, str) and len(value.encode()) > 127):
+            raise InvalidArgument(f"kv_overrides[{key!r}]: keys and strings take 1 to 127 bytes")
 
 
 def _check_int(name: str, value: object, low: int, high: int = INT32_MAX) -> None:
@@ -106,9 +118,7 @@ class ModelParams:
         _check_int("n_gpu_layers", self.n_gpu_layers, -1)
         _check_int("main_gpu", self.main_gpu, 0)
         _check_choice("split_mode", self.split_mode, ("none", "layer", "row", "tensor"))
-        for key, value in (self.kv_overrides or {}).items():
-            if len(key.encode()) > 127 or (isinstance(value, str) and len(value.encode()) > 127):
-                raise InvalidArgument(f"kv_overrides[{key!r}]: keys and strings take at most 127 bytes")
+        check_overrides(self.kv_overrides or {})
         if self.progress is not None and not callable(self.progress):
             raise InvalidArgument(f"progress={self.progress!r} is not callable")
 
@@ -206,6 +216,11 @@ class ContextParams:
         _check_choice("attention", self.attention, ("unspecified", "causal", "non_causal"))
         _check_choice("rope_scaling", self.rope_scaling, ("unspecified", "none", "linear", "yarn", "longrope"))
         _check_choice("type", self.type, ("default", "mtp"))
+        if self.n_seq_max > (self.n_outputs_max or self.n_batch) or self.n_seq_max > self.n_batch:
+            raise InvalidArgument(
+                f"n_seq_max={self.n_seq_max} sequences need one output each: n_batch={self.n_batch} and "
+                f"n_outputs_max={self.n_outputs_max} (0 means n_batch) must be at least that"
+            )
         if self.n_rs_seq and self.n_ubatch <= self.n_rs_seq + 1:
             raise InvalidArgument(f"n_ubatch={self.n_ubatch} must be more than n_rs_seq + 1 = {self.n_rs_seq + 1}")
         if self.type_v not in ("f32", "f16", "bf16") and self.flash_attn in ("off", False):

@@ -1,8 +1,5 @@
-cimport lloyal._cpp.core as core
-cimport lloyal.libllama.llama as c
+cimport lloyal._cpp.sampler as s
+from lloyal.llama.sampler_init cimport SamplerInit
 
-cdef class Sampler:
-    cdef core.SamplerHandle handle
-    cdef bint chained
-
-    cdef core.SamplerHandle pin(self) except *
+cdef class Sampler(SamplerInit):
+    cdef int enter(self, s.SamplerHandle& handle) except -1

@@ -1,168 +1,380 @@
 # cython: language_level=3
 """Samplers: what turns a row of logits into a token.
 
-Each constructor is the llama.h function of the same name. `Sampler.chain` puts several behind each other; the last one
-must pick (greedy, dist, mirostat, ...).
+Each constructor is the ``llama_sampler_init_*`` function of the same name. `Sampler.chain` puts several behind each
+other; one of them, usually the last, must pick (greedy, dist, mirostat, mirostat_v2, adaptive_p).
 """
 
-from libc.stdint cimport int32_t, uint32_t
-from libcpp.memory cimport make_shared
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from libc.stdint cimport INT32_MAX, int32_t, uint8_t, uint32_t
+from libcpp.vector cimport vector
 
 cimport lloyal._cpp.core as core
+cimport lloyal._cpp.sampler as s
 cimport lloyal.libllama.llama as c
-from lloyal.llama.base cimport enter, leave
-from lloyal.llama.context cimport Context
+from lloyal.llama.args cimport as_int32, as_integer
+from lloyal.llama.base cimport ContextBase, enter, leave
+from lloyal.llama.sampler_init cimport SamplerInit
 from lloyal.llama.status cimport check
 
-from lloyal.errors import Closed, InvalidArgument
+from lloyal.errors import Busy, InvalidArgument
+from lloyal.llama.candidates import Candidates
 
 __all__ = ["Sampler"]
 
 
-cdef Sampler _wrap(c.llama_sampler* ptr, core.ModelHandle model):
-    if ptr == NULL:
-        raise InvalidArgument("llama.cpp could not make the sampler")
+cdef Sampler _wrap(s.SamplerHandle& handle):
     cdef Sampler sampler = Sampler.__new__(Sampler)
-    sampler.handle = make_shared[core.SamplerBox](ptr, model)
+    sampler.handle = handle
     return sampler
 
 
-cdef Sampler _plain(c.llama_sampler* ptr):
-    cdef core.ModelHandle none
-    return _wrap(ptr, none)
-
-
-cdef class Sampler:
+cdef class Sampler(SamplerInit):
     """A sampler or a chain of them (``llama_sampler``). Made by its class methods.
 
-    A sampler that reads a vocabulary keeps the model alive. It has one caller at a time.
+    A sampler that reads a vocabulary keeps the model alive. One caller at a time: a second thread inside gets `Busy`.
     """
 
-    def __init__(self):
-        raise TypeError("Sampler cannot be made directly: use Sampler.chain, Sampler.greedy, ...")
-
-    cdef core.SamplerHandle pin(self) except *:
-        if not self.handle:
-            raise Closed("the sampler is closed")
-        return self.handle
+    cdef int enter(self, s.SamplerHandle& handle) except -1:
+        (&handle)[0] = self.pin()
+        if not s.sampler_enter(handle.get()[0]):
+            raise Busy("another thread is inside this sampler: one sampler takes one caller at a time")
+        return 0
 
     @staticmethod
-    def chain(*samplers) -> Sampler:
-        """Samplers applied one after another. The chain works on clones: the arguments stay yours."""
-        cdef c.llama_sampler_chain_params params = c.llama_sampler_chain_default_params()
-        cdef c.llama_sampler* chain = c.llama_sampler_chain_init(params)
-        cdef core.ModelHandle model
-        cdef Sampler sampler
-        try:
-            for sampler in samplers:
-                sampler.pin()
-                if sampler.handle.get().model:
-                    model = sampler.handle.get().model
-                c.llama_sampler_chain_add(chain, c.llama_sampler_clone(sampler.handle.get().ptr))
-        except BaseException:
-            c.llama_sampler_free(chain)
-            raise
-        return _wrap(chain, model)
+    def chain(*samplers: Sampler, no_perf: bool = True) -> Sampler:
+        """Samplers applied one after another (``llama_sampler_chain_init``). The chain works on clones.
 
-    @staticmethod
-    def greedy() -> Sampler:
-        """Pick the most probable token."""
-        return _plain(c.llama_sampler_init_greedy())
+        Parameters
+        ----------
+        *samplers : Sampler
+            They stay yours. More can be added by `chain_add`.
+        no_perf : bool
+            Do not measure the time spent in it; see `perf`.
+        """
+        cdef s.SamplerHandle handle
+        cdef core.Status status = s.chain_init(no_perf, handle)
+        check(status)
+        chain = _wrap(handle)
+        for sampler in samplers:
+            chain.chain_add(sampler)
+        return chain
 
-    @staticmethod
-    def dist(seed=None) -> Sampler:
-        """Draw from the distribution; a random seed without `seed`."""
-        return _plain(c.llama_sampler_init_dist(_seed(seed)))
+    def chain_add(self, Sampler sampler not None) -> None:
+        """Put a clone of `sampler` behind the others of this chain (``llama_sampler_chain_add``).
 
-    @staticmethod
-    def top_k(int k) -> Sampler:
-        """Keep the k most probable (0 or less keeps all)."""
-        return _plain(c.llama_sampler_init_top_k(k))
+        Raises
+        ------
+        InvalidArgument
+            This is no chain, or a context runs it on its back end.
+        """
+        cdef s.SamplerHandle handle
+        cdef Sampler link = sampler.clone()
+        cdef core.Status status
+        self.enter(handle)
+        status = s.chain_add(handle.get()[0], link.handle.get()[0])
+        s.sampler_leave(handle.get()[0])
+        check(status)
 
-    @staticmethod
-    def top_p(float p, size_t min_keep=1) -> Sampler:
-        """Nucleus sampling: keep the most probable that together reach `p`."""
-        return _plain(c.llama_sampler_init_top_p(p, min_keep))
+    def chain_n(self) -> int:
+        """How many samplers the chain has (``llama_sampler_chain_n``). Raises `InvalidArgument` if it is no chain."""
+        cdef s.SamplerHandle handle
+        cdef int32_t n = 0
+        cdef core.Status status
+        self.enter(handle)
+        status = s.chain_n(handle.get()[0], n)
+        s.sampler_leave(handle.get()[0])
+        check(status)
+        return n
 
-    @staticmethod
-    def min_p(float p, size_t min_keep=1) -> Sampler:
-        """Keep tokens at least `p` times as probable as the best one."""
-        return _plain(c.llama_sampler_init_min_p(p, min_keep))
+    def chain_get(self, i: int) -> Sampler:
+        """A clone of the `i`-th sampler of the chain, from 0 (``llama_sampler_chain_get``)."""
+        cdef s.SamplerHandle handle
+        cdef s.SamplerHandle link
+        cdef int32_t index = as_int32(i, "i")
+        cdef core.Status status
+        self.enter(handle)
+        status = s.chain_get(handle.get()[0], index, link)
+        s.sampler_leave(handle.get()[0])
+        check(status)
+        return _wrap(link)
 
-    @staticmethod
-    def temp(float t) -> Sampler:
-        """Divide the logits by `t`; 0 or less keeps only the best."""
-        return _plain(c.llama_sampler_init_temp(t))
+    def chain_remove(self, i: int) -> Sampler:
+        """Take the `i`-th sampler out of the chain and return it (``llama_sampler_chain_remove``)."""
+        cdef s.SamplerHandle handle
+        cdef s.SamplerHandle link
+        cdef int32_t index = as_int32(i, "i")
+        cdef core.Status status
+        self.enter(handle)
+        status = s.chain_remove(handle.get()[0], index, link)
+        s.sampler_leave(handle.get()[0])
+        check(status)
+        return _wrap(link)
 
-    def sample(self, Context ctx, int index=-1) -> int:
-        """Pick a token from the logits of batch entry `index` (negative: from the end) and accept it.
+    def sample(self, ContextBase ctx not None, index: int = -1) -> int:
+        """Pick a token from an output of the last decode and accept it (``llama_sampler_sample``).
+
+        Parameters
+        ----------
+        ctx : Context
+        index : int
+            Index in the batch; negative counts back from the last entry with an output.
+
+        Returns
+        -------
+        int
+            The token.
 
         Raises
         ------
         NoLogits
-            That entry has no logits.
+            Nothing was decoded, or that entry has no output.
+        InvalidArgument
+            The chain picks no token, every token is ruled out, or it was made for a smaller vocabulary.
+        DecodeFailed
+            The logits hold NaN.
 
         Notes
         -----
         Releases the GIL.
         """
-        cdef core.ContextHandle handle
-        cdef core.SamplerHandle sampler = self.pin()
+        cdef core.ContextHandle context
+        cdef s.SamplerHandle handle
         cdef core.Status status
         cdef c.llama_token token = -1
-        enter(ctx, handle)
+        cdef int32_t i = as_int32(index, "index")
+        self.enter(handle)
+        try:
+            enter(ctx, context)
+        except BaseException:
+            s.sampler_leave(handle.get()[0])
+            raise
         with nogil:
-            status = core.sample(sampler.get()[0], handle.get()[0], index, token)
-            leave(handle)
+            status = s.sample(handle.get()[0], context.get()[0], i, token)
+            leave(context)
+            s.sampler_leave(handle.get()[0])
         check(status)
         return token
 
-    def accept(self, int token) -> None:
-        """Tell penalties, grammars and the like that `token` was chosen."""
-        cdef core.SamplerHandle sampler = self.pin()
+    def apply(self, logits: ArrayLike, ids: ArrayLike | None = None) -> Candidates:
+        """Let the sampler work on candidates (``llama_sampler_apply``). Nothing is accepted.
+
+        Parameters
+        ----------
+        logits : array_like of float32, shape (n,)
+            Finite, or ``-inf`` for candidates that are ruled out.
+        ids : array_like of int32, shape (n,), optional
+            Their tokens; without them candidate `i` is token `i`.
+
+        Returns
+        -------
+        Candidates
+            What is left of them, in arrays of their own.
+
+        Notes
+        -----
+        Random generators move on as in `sample`. Releases the GIL.
+        """
+        import numpy
+
+        cdef s.SamplerHandle handle
+        cdef core.Status status
+        cdef vector[c.llama_token_data] data
+        cdef c.llama_token_data_array array
+        cdef const float[::1] row = numpy.ascontiguousarray(logits, dtype=numpy.float32)
+        cdef const int32_t[::1] tokens = None
+        cdef float[::1] out_logits
+        cdef float[::1] out_probs
+        cdef int32_t[::1] out_ids
+        cdef size_t i
+        if ids is not None:
+            tokens = numpy.ascontiguousarray(ids, dtype=numpy.int32)
+            if tokens.shape[0] != row.shape[0]:
+                raise InvalidArgument(f"{tokens.shape[0]} ids for {row.shape[0]} logits")
+        if row.shape[0] > INT32_MAX:
+            raise InvalidArgument(f"{row.shape[0]} candidates are more than there are token ids")
+        data.resize(row.shape[0])
+        for i in range(data.size()):
+            data[i].id = <c.llama_token>i if tokens is None else tokens[i]
+            data[i].logit = row[i]
+            data[i].p = 0.0
+        array.data = data.data()
+        array.size = data.size()
+        array.selected = -1
+        array.sorted = False
+        self.enter(handle)
         with nogil:
-            c.llama_sampler_accept(sampler.get().ptr, token)
+            status = s.sampler_apply(handle.get()[0], array)
+            s.sampler_leave(handle.get()[0])
+        check(status)
+        result = Candidates(
+            numpy.empty(array.size, numpy.int32), numpy.empty(array.size, numpy.float32),
+            numpy.empty(array.size, numpy.float32), array.selected if array.selected >= 0 else None, array.sorted)
+        out_ids, out_logits, out_probs = result.ids, result.logits, result.probs
+        for i in range(array.size):
+            out_ids[i] = array.data[i].id
+            out_logits[i] = array.data[i].logit
+            out_probs[i] = array.data[i].p
+        return result
+
+    def accept(self, token: int) -> None:
+        """Tell penalties, grammars and the like that `token` was chosen (``llama_sampler_accept``).
+
+        Raises
+        ------
+        InvalidArgument
+            The token is negative, outside the vocabulary, or the grammar does not allow it here. Nothing was changed.
+
+        Notes
+        -----
+        Releases the GIL.
+        """
+        cdef s.SamplerHandle handle
+        cdef core.Status status
+        cdef c.llama_token accepted = as_int32(token, "token")
+        self.enter(handle)
+        with nogil:
+            status = s.sampler_accept(handle.get()[0], accepted)
+            s.sampler_leave(handle.get()[0])
+        check(status)
 
     def reset(self) -> None:
-        """Forget what was accepted; seeded samplers start over."""
-        cdef core.SamplerHandle sampler = self.pin()
-        c.llama_sampler_reset(sampler.get().ptr)
+        """Forget what was accepted; random generators start over, from a new seed where none was given."""
+        cdef s.SamplerHandle handle
+        cdef core.Status status
+        self.enter(handle)
+        with nogil:
+            status = s.sampler_reset(handle.get()[0])
+            s.sampler_leave(handle.get()[0])
+        check(status)
 
     def clone(self) -> Sampler:
-        """A copy with the same state, the random generator included."""
-        cdef core.SamplerHandle sampler = self.pin()
-        return _wrap(c.llama_sampler_clone(sampler.get().ptr), sampler.get().model)
+        """A sampler that goes on exactly as this one would (``llama_sampler_clone``). Releases the GIL."""
+        cdef s.SamplerHandle handle
+        cdef s.SamplerHandle copy
+        cdef core.Status status
+        self.enter(handle)
+        with nogil:
+            status = s.sampler_clone(handle.get()[0], copy)
+            s.sampler_leave(handle.get()[0])
+        check(status)
+        return _wrap(copy)
+
+    def copy(self, Sampler dst not None) -> None:
+        """Copy this sampler's state into `dst` (``llama_sampler_copy``), also while a back end runs it.
+
+        Parameters
+        ----------
+        dst : Sampler
+            One with the same samplers and parameters; only seeds may differ.
+        """
+        cdef s.SamplerHandle handle
+        cdef s.SamplerHandle target
+        cdef core.Status status
+        if dst is self:
+            return
+        self.enter(handle)
+        try:
+            dst.enter(target)
+        except BaseException:
+            s.sampler_leave(handle.get()[0])
+            raise
+        with nogil:
+            status = s.sampler_copy(handle.get()[0], target.get()[0])
+            s.sampler_leave(target.get()[0])
+            s.sampler_leave(handle.get()[0])
+        check(status)
+
+    def state(self) -> bytes:
+        """Everything that decides what it picks next: random generators, penalty windows, mirostat's mu, the position
+        in a grammar, of every sampler in the chain.
+
+        The size depends on what the samplers remember, not on how much they have seen; `dist` takes 36 bytes.
+        """
+        cdef s.SamplerHandle handle
+        cdef core.Status status
+        cdef vector[uint8_t] data
+        self.enter(handle)
+        with nogil:
+            status = s.sampler_get_state(handle.get()[0], data)
+            s.sampler_leave(handle.get()[0])
+        check(status)
+        return PyBytes_FromStringAndSize(<const char*>data.data(), data.size())
+
+    def set_state(self, data: BufferLike) -> None:
+        """Go on from a state that `state` gave, of a sampler with the same samplers and parameters; seeds may differ.
+
+        Parameters
+        ----------
+        data : bytes-like
+
+        Raises
+        ------
+        StateMismatch
+            The state is of other samplers or parameters, or damaged. Nothing was changed.
+
+        Notes
+        -----
+        Releases the GIL.
+        """
+        cdef s.SamplerHandle handle
+        cdef core.Status status
+        cdef const uint8_t[::1] view = data
+        cdef const uint8_t* start = NULL
+        cdef size_t size = view.shape[0]
+        if size > 0:
+            start = &view[0]
+        self.enter(handle)
+        with nogil:
+            status = s.sampler_set_state(handle.get()[0], start, size)
+            s.sampler_leave(handle.get()[0])
+        check(status)
+
+    def perf(self) -> dict[str, float]:
+        """Time in the chain in milliseconds, and tokens accepted (``llama_perf_sampler``; time needs no_perf=False)."""
+        return _perf(self, False)
+
+    def perf_reset(self) -> None:
+        """Start `perf` over (``llama_perf_sampler_reset``)."""
+        _perf(self, True)
 
     @property
     def name(self) -> str:
-        cdef core.SamplerHandle sampler = self.pin()
-        return c.llama_sampler_name(sampler.get().ptr).decode()
+        """llama.cpp's name for it: ``"chain"``, ``"top-k"``; with ``?`` in front where its parameters switch it off,
+        with ``+`` or ``-`` while a back end runs it or cannot.
+        """
+        cdef s.SamplerHandle handle
+        self.enter(handle)
+        name = c.llama_sampler_name(handle.get().ptr).decode()
+        s.sampler_leave(handle.get()[0])
+        return name
 
     @property
     def seed(self) -> int | None:
-        """The seed in use, or None if it has none."""
-        cdef core.SamplerHandle sampler = self.pin()
-        seed = c.llama_sampler_get_seed(sampler.get().ptr)
-        return None if seed == c.LLAMA_DEFAULT_SEED else seed
-
-    def close(self) -> None:
-        """Drop this object's hold on the sampler."""
-        cdef core.SamplerHandle handle
-        handle.swap(self.handle)
-        with nogil:
-            handle.reset()
-
-    @property
-    def closed(self) -> bool:
-        return not self.handle
+        """The seed in use, in a chain that of the last sampler that has one; or None."""
+        cdef s.SamplerHandle handle
+        cdef uint32_t seed = 0
+        cdef bint found
+        self.enter(handle)
+        found = s.sampler_seed(handle.get().ptr, seed)
+        s.sampler_leave(handle.get()[0])
+        return seed if found else None
 
     def __repr__(self):
-        return "<Sampler, closed>" if self.closed else f"<Sampler {self.name}>"
+        if self.closed:
+            return "<Sampler, closed>"
+        try:
+            return f"<Sampler {', '.join(self.chain_get(i).name for i in range(self.chain_n()))}>"
+        except InvalidArgument:
+            return f"<Sampler {self.name}>"
 
 
-cdef uint32_t _seed(seed) except? 0:
-    if seed is None:
-        return c.LLAMA_DEFAULT_SEED
-    if not 0 <= seed < c.LLAMA_DEFAULT_SEED:
-        raise InvalidArgument(f"seed={seed} must be from 0 to {c.LLAMA_DEFAULT_SEED - 1}")
-    return seed
+cdef object _perf(Sampler sampler, bint reset):
+    cdef s.SamplerHandle handle
+    cdef core.Status status
+    cdef c.llama_perf_sampler_data data
+    sampler.enter(handle)
+    status = s.chain_perf(handle.get()[0], reset, data)
+    s.sampler_leave(handle.get()[0])
+    check(status)
+    return {"t_sample_ms": data.t_sample_ms, "n_sample": data.n_sample}

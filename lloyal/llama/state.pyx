@@ -10,6 +10,7 @@ from libc.stdint cimport int32_t, uint8_t, uint32_t
 
 cimport lloyal._cpp.core as core
 cimport lloyal.libllama.llama as c
+from lloyal.llama.args cimport as_int32, as_uint32
 from lloyal.llama.backend cimport drain_logs
 from lloyal.llama.base cimport ContextBase, enter, leave
 from lloyal.llama.status cimport check
@@ -27,7 +28,7 @@ __all__ = ["ContextState"]
 cdef class ContextState(ContextBase):
     """The state calls of a context. Not for direct use: see `Context`."""
 
-    def state_seq_get_size_ext(self, seq_id, flags=0) -> int:
+    def state_seq_get_size_ext(self, seq_id: int, flags: int = 0) -> int:
         """Bytes that `state_seq_get_data_ext` will write (``llama_state_seq_get_size_ext``).
 
         Parameters
@@ -48,8 +49,8 @@ cdef class ContextState(ContextBase):
         cdef core.ContextHandle handle
         cdef core.Status status
         cdef size_t size = 0
-        cdef int32_t seq = seq_id
-        cdef uint32_t bits = flags
+        cdef int32_t seq = as_int32(seq_id, "seq_id")
+        cdef uint32_t bits = as_uint32(flags, "flags")
         enter(self, handle)
         with nogil:
             status = core.state_seq_get_size(handle.get()[0], seq, bits, size)
@@ -57,7 +58,10 @@ cdef class ContextState(ContextBase):
         check(status)
         return size
 
-    def state_seq_get_data_ext(self, seq_id, flags=0, out=None):
+    # @overload (self, seq_id: int, flags: int = 0, out: None = None) -> bytes
+    # @overload (self, seq_id: int, flags: int, out: BufferLike) -> int
+    # @overload (self, seq_id: int, flags: int = 0, *, out: BufferLike) -> int
+    def state_seq_get_data_ext(self, seq_id: int, flags: int = 0, out: BufferLike | None = None):
         """Write the state of a sequence (``llama_state_seq_get_data_ext``).
 
         With ON_DEVICE the tensors stay in device buffers inside the context, one slot per sequence: the next ON_DEVICE
@@ -83,8 +87,8 @@ cdef class ContextState(ContextBase):
         cdef core.Status status
         cdef size_t size = 0
         cdef size_t written = 0
-        cdef int32_t seq = seq_id
-        cdef uint32_t bits = flags
+        cdef int32_t seq = as_int32(seq_id, "seq_id")
+        cdef uint32_t bits = as_uint32(flags, "flags")
         cdef uint8_t[::1] target
         cdef uint8_t* start
         cdef bytes data = None
@@ -108,7 +112,7 @@ cdef class ContextState(ContextBase):
         check(status)
         return written if out is not None else data
 
-    def state_seq_set_data_ext(self, data, dest_seq_id, flags=0) -> int:
+    def state_seq_set_data_ext(self, data: BufferLike, dest_seq_id: int, flags: int = 0) -> int:
         """Restore a state into a sequence (``llama_state_seq_set_data_ext``).
 
         Parameters
@@ -134,14 +138,16 @@ cdef class ContextState(ContextBase):
 
         Notes
         -----
-        Invalidates logits. Releases the GIL. With PARTIAL_ONLY on hybrid or sliding-window memory the attention part
-        keeps later rows: `seq_rm` them, or use `Context.checkpoint(partial=True)`, which does.
+        Invalidates logits. Releases the GIL. A PARTIAL_ONLY state of hybrid or sliding-window memory takes the sequence
+        back to its position: later rows of the full-size layers go too (llama.cpp leaves them, and they would be
+        attended to). With ON_DEVICE the rows before it are known to be the ones it continues; with a host state that is
+        for the caller to know.
         """
         cdef core.ContextHandle handle
         cdef core.Status status
         cdef size_t read = 0
-        cdef int32_t seq = dest_seq_id
-        cdef uint32_t bits = flags
+        cdef int32_t seq = as_int32(dest_seq_id, "dest_seq_id")
+        cdef uint32_t bits = as_uint32(flags, "flags")
         cdef const uint8_t[::1] source = _readable(data)
         cdef size_t size = source.shape[0]
         cdef const uint8_t* start = &source[0] if size else NULL
@@ -153,15 +159,17 @@ cdef class ContextState(ContextBase):
         drain_logs()
         return read
 
-    def state_seq_get_size(self, seq_id) -> int:
+    def state_seq_get_size(self, seq_id: int) -> int:
         """`state_seq_get_size_ext` without flags."""
         return self.state_seq_get_size_ext(seq_id, 0)
 
-    def state_seq_get_data(self, seq_id, out=None):
+    # @overload (self, seq_id: int, out: None = None) -> bytes
+    # @overload (self, seq_id: int, out: BufferLike) -> int
+    def state_seq_get_data(self, seq_id: int, out: BufferLike | None = None):
         """`state_seq_get_data_ext` without flags."""
         return self.state_seq_get_data_ext(seq_id, 0, out)
 
-    def state_seq_set_data(self, data, dest_seq_id) -> int:
+    def state_seq_set_data(self, data: BufferLike, dest_seq_id: int) -> int:
         """`state_seq_set_data_ext` without flags."""
         return self.state_seq_set_data_ext(data, dest_seq_id, 0)
 
@@ -177,7 +185,9 @@ cdef class ContextState(ContextBase):
         check(status)
         return size
 
-    def state_get_data(self, out=None):
+    # @overload (self, out: None = None) -> bytes
+    # @overload (self, out: BufferLike) -> int
+    def state_get_data(self, out: BufferLike | None = None):
         """The whole context's state, all sequences (``llama_state_get_data``); see `state_seq_get_data_ext`."""
         cdef core.ContextHandle handle
         cdef core.Status status
@@ -205,7 +215,7 @@ cdef class ContextState(ContextBase):
         check(status)
         return written if out is not None else data
 
-    def state_set_data(self, data) -> int:
+    def state_set_data(self, data: BufferLike) -> int:
         """Restore the whole context (``llama_state_set_data``). A refused state leaves it empty. Releases the GIL."""
         cdef core.ContextHandle handle
         cdef core.Status status
@@ -221,7 +231,7 @@ cdef class ContextState(ContextBase):
         drain_logs()
         return read
 
-    def state_seq_save_file(self, path, seq_id, tokens=()) -> int:
+    def state_seq_save_file(self, path: StrPath, seq_id: int, tokens: Iterable[int] = ()) -> int:
         """Write a sequence's state and its tokens in llama.cpp's file format ("ggsq").
 
         The file appears whole or not at all. Returns its size in bytes.
@@ -231,7 +241,7 @@ cdef class ContextState(ContextBase):
         # The file leaves out the magic and sequence id that a state in memory starts with.
         return _write_whole(path, header, memoryview(state)[8:])
 
-    def state_seq_load_file(self, path, dest_seq_id) -> list[int]:
+    def state_seq_load_file(self, path: StrPath, dest_seq_id: int) -> list[int]:
         """Restore a sequence from llama.cpp's file format and return the tokens stored with it.
 
         Raises
@@ -242,7 +252,7 @@ cdef class ContextState(ContextBase):
         """
         cdef core.ContextHandle handle
         cdef core.Status status
-        cdef int32_t seq = dest_seq_id
+        cdef int32_t seq = as_int32(dest_seq_id, "dest_seq_id")
         cdef const uint8_t[::1] source
         cdef const uint8_t* start
         cdef size_t size
@@ -260,12 +270,12 @@ cdef class ContextState(ContextBase):
         drain_logs()
         return tokens
 
-    def state_save_file(self, path, tokens=()) -> int:
+    def state_save_file(self, path: StrPath, tokens: Iterable[int] = ()) -> int:
         """Write the whole context and tokens in llama.cpp's session format ("ggsn"); see `state_seq_save_file`."""
         state = self.state_get_data()
         return _write_whole(path, _file_header(c.LLAMA_SESSION_MAGIC, c.LLAMA_SESSION_VERSION, tokens), state)
 
-    def state_load_file(self, path) -> list[int]:
+    def state_load_file(self, path: StrPath) -> list[int]:
         """Restore the whole context from llama.cpp's session format and return the tokens stored with it."""
         with _MappedFile(path) as file:
             tokens, offset = _read_header(path, file, c.LLAMA_SESSION_MAGIC, c.LLAMA_SESSION_VERSION)

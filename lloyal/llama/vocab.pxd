@@ -6,6 +6,7 @@ cdef class Vocab:
     cdef const c.llama_vocab* ptr
     cdef readonly int n_tokens
 
-    cdef int check_token(self, int token) except -1
+    cdef int check_token(self, object token) except -1
+    cdef int check_type(self) except -1
 
 cdef Vocab wrap_vocab(core.ModelHandle handle)

@@ -1,12 +1,14 @@
 # cython: language_level=3
 """Vocabularies: text to tokens and back."""
 
-from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport int32_t
+from libcpp.string cimport string
 from libcpp.vector cimport vector
 
 cimport lloyal._cpp.core as core
 cimport lloyal.libllama.llama as c
+from lloyal.llama.args cimport as_int32
+from lloyal.llama.status cimport check
 
 from lloyal.errors import InvalidArgument, Unsupported
 from lloyal.llama.enums import TokenAttr, VocabType
@@ -36,12 +38,18 @@ cdef class Vocab:
         """Kind of tokenizer."""
         return VocabType(c.llama_vocab_type(self.ptr))
 
-    cdef int check_token(self, int token) except -1:
-        if token < 0 or token >= self.n_tokens:
+    cdef int check_token(self, object token) except -1:
+        cdef int32_t id = as_int32(token, "token")
+        if id < 0 or id >= self.n_tokens:
             raise InvalidArgument(f"token {token} is outside the vocabulary of {self.n_tokens}")
+        return id
+
+    cdef int check_type(self) except -1:
+        if c.llama_vocab_type(self.ptr) == c.LLAMA_VOCAB_TYPE_NONE:
+            raise Unsupported("this model has no tokenizer (tokenizer.ggml.model is \"none\")")
         return 0
 
-    def tokenize(self, text, add_special=True, parse_special=False) -> list[int]:
+    def tokenize(self, text: str | bytes, add_special: bool = True, parse_special: bool = False) -> list[int]:
         """Turn text into tokens.
 
         Parameters
@@ -61,30 +69,29 @@ cdef class Vocab:
         Unsupported
             The model has no tokenizer.
         InvalidArgument
-            The text is longer than 2 GiB.
+            The text is longer than 2 GiB, or holds bytes that cannot be UTF-8 (most stray bytes are read as U+FFFD).
         """
-        cdef bytes data = text.encode() if isinstance(text, str) else bytes(text)
-        cdef const char* start = data
-        cdef Py_ssize_t size = len(data)
+        cdef bytes data
+        cdef const char* start
+        cdef size_t size
         cdef bint special = add_special
         cdef bint parse = parse_special
         cdef vector[c.llama_token] tokens
-        cdef int32_t n
-        if c.llama_vocab_type(self.ptr) == c.LLAMA_VOCAB_TYPE_NONE:
-            raise Unsupported("this model has no tokenizer (tokenizer.ggml.model is \"none\")")
-        if size > 2**31 - 1024:
-            raise InvalidArgument(f"the text has {size} bytes, the tokenizer takes less than 2 GiB")
-        tokens.resize(size + 8)
+        cdef core.Status status
+        if isinstance(text, str):
+            data = text.encode()
+        elif isinstance(text, (bytes, bytearray, memoryview)):
+            data = bytes(text)
+        else:
+            raise TypeError(f"text must be str or bytes, not {type(text).__name__}")
+        start = data
+        size = len(data)
         with nogil:
-            n = c.llama_tokenize(self.ptr, start, <int32_t>size, tokens.data(), <int32_t>tokens.size(), special, parse)
-            if n < 0 and n != -2147483648:
-                tokens.resize(-n)
-                n = c.llama_tokenize(self.ptr, start, <int32_t>size, tokens.data(), <int32_t>tokens.size(), special, parse)
-        if n < 0:
-            raise InvalidArgument(f"llama.cpp could not tokenize {size} bytes (code {n})")
-        return [tokens[i] for i in range(n)]
+            status = core.tokenize(self.ptr, start, size, special, parse, tokens)
+        check(status)
+        return [tokens[i] for i in range(tokens.size())]
 
-    def detokenize(self, tokens, remove_special=False, unparse_special=True) -> str:
+    def detokenize(self, tokens: Iterable[int], remove_special: bool = False, unparse_special: bool = True) -> str:
         """Turn tokens into text, invalid UTF-8 replaced; use `token_to_piece` for the bytes of one token.
 
         Parameters
@@ -96,28 +103,18 @@ cdef class Vocab:
             Write special tokens as text.
         """
         cdef vector[c.llama_token] ids
-        cdef bytearray text
-        cdef char* buf
-        cdef int32_t n
-        cdef int32_t size
+        cdef string out
         cdef bint remove = remove_special
         cdef bint unparse = unparse_special
+        cdef core.Status status
         for token in tokens:
-            self.check_token(token)
-            ids.push_back(token)
-        if c.llama_vocab_type(self.ptr) == c.LLAMA_VOCAB_TYPE_NONE:
-            raise Unsupported("this model has no tokenizer (tokenizer.ggml.model is \"none\")")
-        size = <int32_t>ids.size() * 8 + 64
-        while True:
-            text = bytearray(size)
-            buf = text
-            with nogil:
-                n = c.llama_detokenize(self.ptr, ids.data(), <int32_t>ids.size(), buf, size, remove, unparse)
-            if n >= 0:
-                return bytes(text[:n]).decode("utf-8", "replace")
-            size = -n
+            ids.push_back(self.check_token(token))
+        with nogil:
+            status = core.detokenize(self.ptr, ids, remove, unparse, out)
+        check(status)
+        return out.decode("utf-8", "replace")
 
-    def token_to_piece(self, token, special=True) -> bytes:
+    def token_to_piece(self, token: int, special: bool = True) -> bytes:
         """The bytes of one token, which need not be whole UTF-8 characters.
 
         Parameters
@@ -126,46 +123,33 @@ cdef class Vocab:
         special : bool
             Write a special token as text; otherwise it gives no bytes.
         """
-        cdef char small[128]
-        cdef int32_t n
-        cdef bytes out
-        cdef char* buf
-        self.check_token(token)
-        if c.llama_vocab_type(self.ptr) == c.LLAMA_VOCAB_TYPE_NONE:
-            raise Unsupported("this model has no tokenizer (tokenizer.ggml.model is \"none\")")
-        n = c.llama_token_to_piece(self.ptr, token, small, sizeof(small), 0, special)
-        if n >= 0:
-            return small[:n]
-        out = PyBytes_FromStringAndSize(NULL, -n)
-        buf = out
-        c.llama_token_to_piece(self.ptr, token, buf, -n, 0, special)
+        cdef string out
+        cdef core.Status status = core.token_to_piece(self.ptr, self.check_token(token), special, out)
+        check(status)
         return out
 
-    def text(self, token) -> str:
+    def text(self, token: int) -> str:
         """The entry of the vocabulary as the file spells it."""
         self.check_token(token)
-        if c.llama_vocab_type(self.ptr) == c.LLAMA_VOCAB_TYPE_NONE:
-            raise Unsupported("this model has no tokenizer (tokenizer.ggml.model is \"none\")")
+        self.check_type()
         return c.llama_vocab_get_text(self.ptr, token).decode("utf-8", "replace")
 
-    def score(self, token) -> float:
+    def score(self, token: int) -> float:
         self.check_token(token)
-        if c.llama_vocab_type(self.ptr) == c.LLAMA_VOCAB_TYPE_NONE:
-            raise Unsupported("this model has no tokenizer (tokenizer.ggml.model is \"none\")")
+        self.check_type()
         return c.llama_vocab_get_score(self.ptr, token)
 
-    def attr(self, token) -> TokenAttr:
+    def attr(self, token: int) -> TokenAttr:
         self.check_token(token)
-        if c.llama_vocab_type(self.ptr) == c.LLAMA_VOCAB_TYPE_NONE:
-            raise Unsupported("this model has no tokenizer (tokenizer.ggml.model is \"none\")")
+        self.check_type()
         return TokenAttr(c.llama_vocab_get_attr(self.ptr, token))
 
-    def is_eog(self, token) -> bool:
+    def is_eog(self, token: int) -> bool:
         """True if the token ends a generation (EOS, EOT and the like)."""
         self.check_token(token)
         return c.llama_vocab_is_eog(self.ptr, token)
 
-    def is_control(self, token) -> bool:
+    def is_control(self, token: int) -> bool:
         """True for tokens that are not text."""
         self.check_token(token)
         return c.llama_vocab_type(self.ptr) != c.LLAMA_VOCAB_TYPE_NONE and c.llama_vocab_is_control(self.ptr, token)

@@ -1,0 +1,47 @@
+// Running something that recurses deeper than the caller's stack allows.
+#pragma once
+
+#include <pthread.h>
+
+#include <cstddef>
+#include <exception>
+#include <stdexcept>
+#include <string>
+
+namespace lloyal {
+
+// Calls `body` on a thread with a stack of `bytes`, and waits; on the caller's own where a few hundred kB will do.
+// The memory is taken only as far as it is used.
+template <typename F> void on_big_stack(size_t bytes, F && body) {
+    if (bytes <= 256 * 1024) {
+        return body();
+    }
+    struct Call {
+        F &                body;
+        std::exception_ptr raised;
+    } call{body, nullptr};
+    const auto run = [](void * data) -> void * {
+        auto & todo = *static_cast<Call *>(data);
+        try {
+            todo.body();
+        } catch (...) {
+            todo.raised = std::current_exception();
+        }
+        return nullptr;
+    };
+    pthread_attr_t attributes;
+    pthread_attr_init(&attributes);
+    pthread_t thread;
+    const bool started = pthread_attr_setstacksize(&attributes, bytes) == 0 &&
+                         pthread_create(&thread, &attributes, run, &call) == 0;
+    pthread_attr_destroy(&attributes);
+    if (!started) {
+        throw std::runtime_error("no thread with a stack of " + std::to_string(bytes) + " bytes could be started");
+    }
+    pthread_join(thread, nullptr);
+    if (call.raised) {
+        std::rethrow_exception(call.raised);
+    }
+}
+
+} // namespace lloyal

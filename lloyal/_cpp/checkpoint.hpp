@@ -1,0 +1,97 @@
+// Checkpoints: the state of one sequence as a value. Any number per sequence, each freed by itself, restored anywhere.
+#pragma once
+
+#include "chunks.hpp"
+#include "handles.hpp"
+
+#include <optional>
+
+namespace lloyal {
+
+enum class Where : int { device = 0, host, cells };
+
+struct CheckpointBox;
+using CheckpointHandle = std::shared_ptr<CheckpointBox>;
+
+// What a context keeps for its checkpoints: how its caches are laid out, the shared chunks, the buffer pool, the budget.
+class CheckpointStore {
+  public:
+    explicit CheckpointStore(ContextBox & box);
+
+    std::vector<KvLayout>       layouts;     // by cache of the memory map; empty if the memory is not taken apart
+    bool                        whole_only;  // this memory is copied as one blob
+    std::shared_ptr<BufferPool> pool;
+    std::vector<std::shared_ptr<ChunkIndex>> device_chunks; // by cache
+    std::vector<std::shared_ptr<ChunkIndex>> host_chunks;
+
+    int64_t  budget_bytes = -1; // no budget
+    bool     evict        = false;
+    uint64_t clock        = 0;  // order of use, for eviction
+
+    std::vector<CheckpointHandle> live();
+    void track(const CheckpointHandle & checkpoint);
+    // Make room for `bytes` more under the budget, or say why not.
+    Status make_room(size_t bytes);
+    size_t live_bytes() const;
+
+  private:
+    std::mutex                                mutex_;
+    std::vector<std::weak_ptr<CheckpointBox>> checkpoints_;
+};
+
+struct CheckpointBox {
+    ContextHandle context;
+    Where   where   = Where::device;
+    bool    partial = false;
+    SeqId   seq     = 0;     // the sequence it was taken from
+    Runs    rows;            // every logical row up to its end
+    Pos     pos_min = -1;
+    Pos     pos_max = -1;
+    SeqId   lease   = -1;    // where=cells: the sequence that holds the cells
+
+    struct Part {
+        size_t               cache; // index in the memory map
+        Runs                 rows;
+        std::vector<Segment> segments;
+    };
+    std::vector<Part>   parts;
+    std::optional<Blob> recurrent;
+    std::optional<Blob> whole;
+
+    bool     pinned  = false;
+    bool     evicted = false;
+    uint64_t used_at = 0;
+
+    CheckpointBox() { ++live_counts().checkpoints; }
+    CheckpointBox(const CheckpointBox &) = delete;
+    ~CheckpointBox();
+
+    size_t  nbytes() const; // tensor bytes it refers to, shared ones included
+    std::map<ggml_backend_buffer_type_t, size_t> buffers() const;
+    size_t  n_segments() const;
+    size_t  meta_bytes() const;
+    void    drop(); // give up what it holds; it can no longer be restored
+};
+
+CheckpointStore & store_of(ContextBox & box);
+
+Status checkpoint_take(ContextHandle context, SeqId seq, Where where, bool partial, CheckpointHandle & out) noexcept;
+// Restore into sequence `dest` of `context`, which may be another context of the same model and layout.
+Status checkpoint_restore(CheckpointBox & checkpoint, ContextBox & context, SeqId dest) noexcept;
+// The layout of a context's state as bytes: equal means a state of one fits the other.
+Status layout_signature(ContextBox & box, std::vector<uint8_t> & out) noexcept;
+
+// Serialization: every tensor byte in a fixed order, behind the caller's header and checksum.
+Status checkpoint_export_size(CheckpointBox & checkpoint, size_t & size) noexcept;
+Status checkpoint_export(CheckpointBox & checkpoint, uint8_t * out, size_t size) noexcept;
+// `partial`, `seq`, `rows`, `window_begin`: from the header, not trusted. Makes a host checkpoint.
+Status checkpoint_import(ContextHandle context, const uint8_t * data, size_t size, bool partial, SeqId seq,
+                         const std::vector<Run> & rows, Pos window_begin, CheckpointHandle & out) noexcept;
+
+// Leases: sequences that raw calls may not decode into. Handed out from the top.
+Status lease_acquire(ContextBox & box, Lease kind, SeqId & out) noexcept;
+void    lease_release(ContextBox & box, SeqId seq) noexcept; // empties the sequence; from any thread
+void    lease_settle(ContextBox & box) noexcept; // free what was given up meanwhile; the caller is inside
+int32_t lease_available(const ContextBox & box);
+
+} // namespace lloyal

@@ -1,0 +1,65 @@
+# Declarations of our checkpoints: apart from core.pxd, because their headers read llama.cpp's private ones.
+
+from libc.stdint cimport int32_t, int64_t, uint8_t
+from libcpp cimport bool
+from libcpp.map cimport map as cppmap
+from libcpp.memory cimport shared_ptr
+from libcpp.vector cimport vector
+
+cimport lloyal.libllama.ggml as g
+from lloyal._cpp.core cimport ContextBox, ContextHandle, Run, Runs, Status
+
+cdef extern from "copy.hpp" namespace "lloyal" nogil:
+    void fault_arm(int64_t n)
+    int64_t fault_remaining()
+    cppclass BufferPool:
+        void trim()
+        size_t idle_bytes() const
+        cppmap[g.ggml_backend_buffer_type_t, size_t] live_bytes() const
+
+cdef extern from "checkpoint.hpp" namespace "lloyal" nogil:
+    cppclass Where:
+        pass
+    cppclass Lease:
+        pass
+    Where where_device "lloyal::Where::device"
+    Where where_host "lloyal::Where::host"
+    Where where_cells "lloyal::Where::cells"
+    Lease lease_tenant "lloyal::Lease::tenant"
+
+    cppclass CheckpointBox:
+        ContextHandle context
+        Where where
+        bool partial
+        int32_t seq
+        Runs rows
+        int32_t pos_min
+        int32_t pos_max
+        int32_t lease
+        bool pinned
+        bool evicted
+        size_t nbytes() const
+        cppmap[g.ggml_backend_buffer_type_t, size_t] buffers() const
+        size_t n_segments() const
+        size_t meta_bytes() const
+    ctypedef shared_ptr[CheckpointBox] CheckpointHandle
+
+    cppclass CheckpointStore:
+        bool whole_only
+        shared_ptr[BufferPool] pool
+        int64_t budget_bytes
+        bool evict
+        vector[CheckpointHandle] live()
+        size_t live_bytes() const
+    CheckpointStore& store_of(ContextBox& box) except +
+
+    Status checkpoint_take(ContextHandle context, int32_t seq, Where where, bool partial, CheckpointHandle& out)
+    Status checkpoint_restore(CheckpointBox& checkpoint, ContextBox& context, int32_t dest)
+    Status layout_signature(ContextBox& box, vector[uint8_t]& out)
+    Status checkpoint_export_size(CheckpointBox& checkpoint, size_t& size)
+    Status checkpoint_export(CheckpointBox& checkpoint, uint8_t* out, size_t size)
+    Status checkpoint_import(ContextHandle context, const uint8_t* data, size_t size, bool partial, int32_t seq,
+                             const vector[Run]& rows, int32_t window_begin, CheckpointHandle& out)
+    Status lease_acquire(ContextBox& box, Lease kind, int32_t& out)
+    void lease_release(ContextBox& box, int32_t seq)
+    int32_t lease_available(const ContextBox& box)

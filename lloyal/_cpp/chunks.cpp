@@ -1,0 +1,248 @@
+#include "chunks.hpp"
+
+#include "llama-kv-cache.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+namespace lloyal {
+
+namespace {
+
+constexpr size_t ALIGNMENT = 128; // what the strictest back end asks of a tensor's start
+
+size_t aligned(size_t size) {
+    return (size + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+}
+
+template <typename T> T take(const uint8_t *& at, const uint8_t * end) {
+    if (size_t(end - at) < sizeof(T)) {
+        throw std::runtime_error("the state of an attention cache has a layout we do not know");
+    }
+    T value;
+    std::memcpy(&value, at, sizeof(T));
+    at += sizeof(T);
+    return value;
+}
+
+// Read the tensor list out of the state of a single cell.
+std::vector<RowTensor> read_layout(const Collector & state, size_t header_begin) {
+    std::vector<RowTensor> tensors;
+    const uint8_t * at = state.meta.data() + header_begin;
+    const uint8_t * end = state.meta.data() + state.meta.size();
+    const bool v_trans = take<uint32_t>(at, end) != 0;
+    const uint32_t n_layer = take<uint32_t>(at, end);
+    size_t next = 0;
+    const auto slice = [&]() -> const Slice & {
+        if (next == state.slices.size()) {
+            throw std::runtime_error("the state of an attention cache has fewer tensors than layers");
+        }
+        return state.slices[next++];
+    };
+    for (uint32_t i = 0; i < n_layer; ++i) {
+        take<int32_t>(at, end);
+        const size_t row = take<uint64_t>(at, end);
+        if (row > 0) {
+            tensors.push_back({slice().tensor, row, 1, 0});
+        }
+    }
+    while (at < end) {
+        take<int32_t>(at, end);
+        if (!v_trans) {
+            const size_t row = take<uint64_t>(at, end);
+            if (row > 0) {
+                tensors.push_back({slice().tensor, row, 1, 0});
+            }
+            continue;
+        }
+        const size_t element = take<uint32_t>(at, end);
+        const uint32_t width = take<uint32_t>(at, end);
+        if (width == 0) {
+            continue;
+        }
+        const Slice & first = slice();
+        size_t stride = 0;
+        for (uint32_t j = 1; j < width; ++j) {
+            const Slice & other = slice();
+            stride = j == 1 ? other.offset - first.offset : stride;
+        }
+        tensors.push_back({first.tensor, element, width, stride});
+    }
+    if (next != state.slices.size()) {
+        throw std::runtime_error("the state of an attention cache has more tensors than layers");
+    }
+    return tensors;
+}
+
+} // namespace
+
+KvLayout::KvLayout(llama_kv_cache * kv) : cache(kv), n_stream(kv->get_n_stream()), has_ext(kv->has_cell_ext()) {
+    for (uint32_t s = 0; s < n_stream; ++s) {
+        const SeqId seq = SeqId(s);
+        // The tensors are private to the cache; writing out one made-up cell names them all.
+        auto & cells = const_cast<llama_kv_cells &>(kv->get_cells(seq));
+        uint32_t cell = 0;
+        while (cell < cells.size() && !cells.is_empty(cell)) {
+            ++cell;
+        }
+        if (cell == cells.size()) {
+            throw std::runtime_error("the cache is full");
+        }
+        cells.pos_set(cell, 0);
+        cells.seq_add(cell, seq);
+        Collector state;
+        kv->state_write(state, seq, 0);
+        cells.rm(cell);
+        const size_t header_begin = 4 + 4 * (s + 1) + 4 + 4 + (has_ext ? sizeof(llama_kv_cell_ext) : 0) + 4;
+        const size_t trailing = 4 * (n_stream - s - 1); // counts of the empty streams after this one
+        state.meta.resize(state.meta.size() - trailing);
+        streams.push_back(read_layout(state, header_begin));
+        if (s == 0) {
+            header.assign(state.meta.begin() + ptrdiff_t(header_begin), state.meta.end());
+        }
+    }
+}
+
+const std::vector<RowTensor> & KvLayout::tensors(SeqId seq) const {
+    return streams[cache->get_stream(seq)];
+}
+
+size_t KvLayout::row_bytes() const {
+    size_t n = 0;
+    for (const RowTensor & tensor : streams[0]) {
+        n += tensor.row_bytes();
+    }
+    return n;
+}
+
+bool KvLayout::fits(const KvLayout & other) const {
+    return has_ext == other.has_ext && header == other.header;
+}
+
+size_t Chunk::bytes() const {
+    size_t n = 0;
+    for (const auto & buffer : buffers) {
+        n += buffer->size();
+    }
+    return n;
+}
+
+size_t Blob::bytes() const {
+    size_t n = 0;
+    for (const auto & buffer : buffers) {
+        n += buffer->size();
+    }
+    return n;
+}
+
+std::shared_ptr<const Chunk> ChunkIndex::add(std::unique_ptr<Chunk> owned) {
+    Chunk * raw = owned.release();
+    std::shared_ptr<const Chunk> chunk(raw, [index = shared_from_this()](const Chunk * c) {
+        index->remove(c);
+        delete c;
+    });
+    std::lock_guard<std::mutex> lock(mutex_);
+    uint32_t row = 0;
+    for (const Run & run : raw->rows.list()) {
+        const uint32_t n = uint32_t(run.end - run.begin);
+        entries_.try_emplace({run.epoch, run.first}, Entry{run.first + n, row, chunk, raw});
+        row += n;
+    }
+    return chunk;
+}
+
+void ChunkIndex::remove(const Chunk * chunk) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    for (const Run & run : chunk->rows.list()) {
+        const auto found = entries_.find({run.epoch, run.first});
+        if (found != entries_.end() && found->second.raw == chunk) {
+            entries_.erase(found);
+        }
+    }
+}
+
+size_t ChunkIndex::size() const {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return entries_.size();
+}
+
+void ChunkIndex::find(const Runs & rows, std::vector<Segment> & held, Runs & missing) const {
+    std::lock_guard<std::mutex> lock(mutex_);
+    for (const Run & run : rows.list()) {
+        Pos pos = run.begin;
+        while (pos < run.end) {
+            const uint64_t id = run.first + uint64_t(pos - run.begin);
+            auto next = entries_.upper_bound({run.epoch, id});
+            uint64_t until = run.first + uint64_t(run.end - run.begin);
+            if (next != entries_.end() && next->first.first == run.epoch) {
+                until = std::min(until, next->first.second);
+            }
+            std::shared_ptr<const Chunk> chunk;
+            uint32_t row = 0;
+            uint64_t last = until;
+            if (next != entries_.begin()) {
+                auto entry = std::prev(next);
+                if (entry->first.first == run.epoch && id < entry->second.last) {
+                    chunk = entry->second.chunk.lock();
+                    row = entry->second.row + uint32_t(id - entry->first.second);
+                    last = std::min(run.first + uint64_t(run.end - run.begin), entry->second.last);
+                }
+            }
+            const uint32_t n = uint32_t((chunk ? last : until) - id);
+            if (chunk) {
+                Segment * back = held.empty() ? nullptr : &held.back();
+                if (back && back->chunk == chunk && back->row + back->n == row && back->pos + Pos(back->n) == pos) {
+                    back->n += n;
+                } else {
+                    held.push_back({std::move(chunk), row, n, pos});
+                }
+            } else {
+                missing.append(Run{pos, pos + Pos(n), run.epoch, id});
+            }
+            pos += Pos(n);
+        }
+    }
+}
+
+Chunk::Place Packer::place(ggml_backend_buffer_type_t buft, size_t size) {
+    const size_t most = ggml_backend_buft_get_max_size(buft);
+    if (size > most) {
+        throw DeviceMemoryError("one tensor of the state has " + std::to_string(size) + " bytes, " +
+                                ggml_backend_buft_name(buft) + " allocates at most " + std::to_string(most));
+    }
+    for (size_t i = open_.size(); i-- > 0;) {
+        Open & open = open_[i];
+        if (open.buft == buft) {
+            if (aligned(open.size) + size > most) {
+                break; // the last one of this type is full
+            }
+            const size_t at = aligned(open.size);
+            open.size = at + size;
+            return {uint32_t(i), at};
+        }
+    }
+    open_.push_back({buft, size});
+    return {uint32_t(open_.size() - 1), 0};
+}
+
+std::vector<std::shared_ptr<DeviceBuffer>> Packer::allocate(BufferPool & pool) const {
+    std::vector<std::shared_ptr<DeviceBuffer>> buffers;
+    for (const Open & open : open_) {
+        buffers.push_back(pool.acquire(open.buft, open.size));
+    }
+    return buffers;
+}
+
+size_t Packer::n_bytes() const {
+    size_t n = 0;
+    for (const Open & open : open_) {
+        n += open.size;
+    }
+    return n;
+}
+
+ggml_backend_buffer_type_t storage_for(const ggml_tensor * tensor, bool host) {
+    return host ? ggml_backend_cpu_buffer_type() : ggml_backend_buffer_get_type(tensor->buffer);
+}
+
+} // namespace lloyal

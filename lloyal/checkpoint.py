@@ -1,0 +1,439 @@
+"""Checkpoints: the state of a sequence as a value, and the contexts and models that hand them out.
+
+Any number per sequence, in device memory, in host memory or in shared cache cells; each is restored anywhere, any
+number of times, and released by itself. This module knows nothing about sampling: a checkpoint holds no logits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Iterator
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
+
+from lloyal import llama
+from lloyal.errors import InvalidArgument, StateMismatch, Unsupported
+from lloyal.llama import checkpoint as native
+
+if TYPE_CHECKING:
+    from collections.abc import Buffer
+    from types import TracebackType
+
+__all__ = ["Checkpoint", "Checkpoints", "Context", "Model"]
+
+PLACES = ("device", "host", "cells", "auto")
+
+MAGIC = b"lloyalCK"
+VERSION = 1
+# magic, version, bytes of the JSON header, bytes of tensors; after it 32 bytes of BLAKE2b over everything else
+PREFIX = struct.Struct("<8sIIQ")
+DIGEST_SIZE = 32
+MAX_HEADER = 1 << 24
+
+
+class Checkpoint(native.CheckpointBase):  # type: ignore[misc]
+    """The state of one sequence at one moment. Made by `Context.checkpoint` or `Checkpoint.from_bytes`.
+
+    Checkpoints along one attention sequence and its forks share the rows they have in common; releasing one never
+    touches another. A checkpoint keeps its context alive until it is released, by `release()`, a ``with`` block or
+    garbage collection.
+
+    Attributes
+    ----------
+    where : {"device", "host", "cells"}
+    reason : str
+        Why `where` was chosen, if it was "auto".
+    partial : bool
+        Holds only what a trim cannot bring back.
+    seq_id, pos_min, pos_max, n_tokens : int
+        The sequence it was taken from and the rows it stands for.
+    nbytes : int
+        Bytes of cache content it holds, shared rows included; `Checkpoints.nbytes` counts shared ones once.
+    buffers : dict of str to int
+        The same by buffer type.
+    """
+
+    where: str
+    reason: str
+    context: Context
+
+    def __init__(self) -> None:
+        raise TypeError("Checkpoint cannot be made directly: use Context.checkpoint or Checkpoint.from_bytes")
+
+    @classmethod
+    def _take(cls, ctx: Context, seq_id: int, where: str, partial: bool, reason: str) -> Checkpoint:
+        checkpoint = cls.__new__(cls)
+        checkpoint._take_native(ctx, seq_id, where, partial)
+        checkpoint._adopt(ctx, where, reason)
+        return checkpoint
+
+    def _adopt(self, ctx: Context, where: str, reason: str) -> None:
+        self.context = ctx
+        self.where = where
+        self.reason = reason
+        ctx._live_checkpoints.add(self)
+
+    def restore(self, seq_id: int | None = None, *, ctx: Context | None = None) -> None:
+        """Make a sequence what it was, whatever it holds now.
+
+        Only rows that no sequence of the context still holds are copied. The context has no logits afterwards: decode
+        a token to get some.
+
+        Parameters
+        ----------
+        seq_id : int, optional
+            The sequence to replace; its own by default.
+        ctx : Context, optional
+            Another context of the same model and cache layout.
+
+        Raises
+        ------
+        StaleCheckpoint
+            partial: the destination no longer holds the rows it was taken on. cells: the memory was cleared.
+            Nothing was changed.
+        CacheFull
+            Not enough free cells, counting those the destination would give up. Nothing was changed.
+        StateMismatch
+            The other context is laid out differently. Nothing was changed.
+        OutOfDeviceMemory, DecodeFailed
+            A copy failed. With a spare sequence and room in the cache nothing was changed; otherwise the destination
+            is empty, and the message says so.
+
+        Notes
+        -----
+        Invalidates logits. Releases the GIL.
+        """
+        self._restore_native(ctx or self.context, self.seq_id if seq_id is None else seq_id)
+
+    @property
+    def n_tokens(self) -> int:
+        """Rows it stands for."""
+        return sum(end - begin for begin, end, _, _ in self._rows_native())
+
+    @property
+    def buffers(self) -> dict[str, int]:
+        """Bytes of cache content by buffer type."""
+        found: dict[str, int] = self._buffers_native()
+        return found
+
+    def to_host(self) -> Checkpoint:
+        """A copy in host memory, which survives the device and can be serialized without touching it."""
+        return Checkpoint.from_bytes(self.context, self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """Everything needed to restore it in another process, checksummed.
+
+        Returns
+        -------
+        bytes
+            A header that names the model, layout and rows, the tensors, and a BLAKE2b digest.
+
+        Raises
+        ------
+        Unsupported
+            The memory is of a kind whose state cannot be checked before it is read (sparse, compressed, indexed).
+
+        Notes
+        -----
+        Copies through host memory; releases the GIL while it does.
+        """
+        if self.where == "cells":
+            with Checkpoint._take(self.context, self.lease, "host", self.partial, "") as copy:
+                return copy._serialize(self.seq_id)
+        return self._serialize(self.seq_id)
+
+    def _serialize(self, seq_id: int) -> bytes:
+        payload = self._export_native()
+        header = {
+            "fingerprint": self.context.fingerprint,
+            "layout": self.context.cache_layout,
+            "partial": self.partial,
+            "seq_id": seq_id,
+            "rows": self._rows_native(),
+            "window_begin": self.context.memory.window_begin(self.pos_max),
+        }
+        encoded = json.dumps(header, separators=(",", ":")).encode()
+        prefix = PREFIX.pack(MAGIC, VERSION, len(encoded), len(payload))
+        digest = hashlib.blake2b(prefix, digest_size=DIGEST_SIZE)
+        digest.update(encoded)
+        digest.update(payload)
+        return b"".join((prefix, digest.digest(), encoded, payload))
+
+    @classmethod
+    def from_bytes(cls, ctx: Context, data: Buffer) -> Checkpoint:
+        """Read what `to_bytes` wrote, into host memory. Nothing of the context changes until it is restored.
+
+        Parameters
+        ----------
+        ctx : Context
+            A context of the same model and cache layout.
+        data : bytes-like
+
+        Raises
+        ------
+        StateMismatch
+            Not a checkpoint, damaged, or of another model or layout: the message names the field that differs.
+        """
+        view = memoryview(data).cast("B")
+        header, payload = _parse(view)
+        _compare("fingerprint", header["fingerprint"], ctx.fingerprint)
+        _compare("layout", header["layout"], ctx.cache_layout)
+        rows = header["rows"]
+        pos_max = rows[-1][1] - 1 if rows else -1
+        window_begin = ctx.memory.window_begin(pos_max)
+        if header["window_begin"] != window_begin:
+            raise StateMismatch(f"the checkpoint's window begins at {header['window_begin']}, this context's at {window_begin}")
+        checkpoint = cls.__new__(cls)
+        checkpoint._import_native(ctx, payload, header["partial"], header["seq_id"], rows, window_begin)
+        checkpoint._adopt(ctx, "host", "read from bytes")
+        return checkpoint
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.release()
+
+    def __repr__(self) -> str:
+        if self.released:
+            return "<Checkpoint, released>"
+        part = "partial, " if self.partial else ""
+        return f"<Checkpoint of sequence {self.seq_id}: {self.n_tokens} tokens, {part}{self.where}, {self.nbytes} bytes>"
+
+
+class Checkpoints:
+    """The live checkpoints of a context, what they cost, and their budget. Get it from `Context.checkpoints`."""
+
+    def __init__(self, ctx: Context) -> None:
+        self._ctx = ctx
+
+    def __iter__(self) -> Iterator[Checkpoint]:
+        return iter([ck for ck in self._ctx._live_checkpoints if not ck.released and not ck.evicted])
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes they take on all devices; rows that several share count once."""
+        return sum(self.buffers.values())
+
+    @property
+    def buffers(self) -> dict[str, int]:
+        """The same by buffer type."""
+        found: dict[str, int] = native.live_bytes(self._ctx)
+        return found
+
+    @property
+    def idle_nbytes(self) -> int:
+        """Bytes of freed buffers kept for the next checkpoint, at most what the largest one took."""
+        return int(native.pool_idle_bytes(self._ctx))
+
+    def trim(self) -> None:
+        """Give the kept buffers back to their devices now."""
+        native.pool_trim(self._ctx)
+
+    @property
+    def budget(self) -> int | None:
+        """Most bytes all checkpoints may take, or None. Over it a new one raises `OutOfDeviceMemory`, or evicts."""
+        budget: int | None = native.budget(self._ctx)[0]
+        return budget
+
+    @budget.setter
+    def budget(self, value: int | None) -> None:
+        if value is not None and (not isinstance(value, int) or value < 0):
+            raise InvalidArgument(f"budget={value!r} must be a number of bytes or None")
+        native.set_budget(self._ctx, value, self.evict)
+
+    @property
+    def evict(self) -> bool:
+        """True: make room by dropping the least recently used that are not pinned, instead of raising."""
+        return bool(native.budget(self._ctx)[1])
+
+    @evict.setter
+    def evict(self, value: bool) -> None:
+        native.set_budget(self._ctx, self.budget, bool(value))
+
+    def release_all(self) -> None:
+        """Release every live checkpoint."""
+        for checkpoint in list(self):
+            checkpoint.release()
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} checkpoints, {self.nbytes} bytes>"
+
+
+class Model(llama.Model):
+    """A loaded GGUF model. See `lloyal.llama.Model` for the parameters."""
+
+    @cached_property
+    def fingerprint(self) -> dict[str, str]:
+        """What makes two files the same model for a saved state, without reading all of it.
+
+        The architecture, the scalar metadata, and the names, types, shapes and sampled bytes of the tensors.
+        """
+        metadata = json.dumps(sorted(self.metadata.items())).encode()
+        return {
+            "architecture": self.arch,
+            "n_params": str(self.n_params),
+            "hyperparameters": hashlib.blake2b(metadata, digest_size=16).hexdigest(),
+            "tensors": hashlib.blake2b(self.tensor_sample(), digest_size=16).hexdigest(),
+        }
+
+
+class Context(llama.Context):
+    """A model at work, with checkpoints. See `lloyal.llama.Context` for the parameters."""
+
+    @cached_property
+    def _live_checkpoints(self) -> WeakSet[Checkpoint]:
+        return WeakSet()
+
+    @cached_property
+    def checkpoints(self) -> Checkpoints:
+        """The live checkpoints, their bytes and their budget."""
+        return Checkpoints(self)
+
+    def checkpoint(self, seq_id: int = 0, *, where: str = "device", partial: bool = False) -> Checkpoint:
+        """Keep the state of a sequence as a value.
+
+        Parameters
+        ----------
+        seq_id : int
+        where : {"device", "host", "cells", "auto"}
+            "device" copies beside the cache, device to device. "host" copies to host memory. "cells" keeps the cache
+            cells by sharing them with a leased spare sequence: no bytes move on attention caches, but the cells stay
+            taken and one of the `n_seq_max` ids with them. "auto" picks, and says why in `Checkpoint.reason`.
+        partial : bool
+            Only what a trim cannot bring back: nothing but positions for attention, the window of sliding-window
+            layers, the recurrent state of recurrent and hybrid models. It restores only onto a sequence that still
+            holds the rows it was taken on.
+
+        Raises
+        ------
+        OutOfDeviceMemory
+            The device, or the budget, has no room. Nothing was changed.
+        NoLease
+            "cells": no sequence id is free.
+        Unsupported
+            "cells" with kv_unified=False; a model without memory.
+
+        Notes
+        -----
+        Rows that a live checkpoint in the same place already holds are not copied again. Releases the GIL.
+        """
+        if where not in PLACES:
+            raise InvalidArgument(f"where={where!r} must be one of {', '.join(map(repr, PLACES))}")
+        reason = "asked for"
+        if where == "auto":
+            where, reason = self._choose_place(partial)
+        return Checkpoint._take(self, seq_id, where, partial, reason)
+
+    def _choose_place(self, partial: bool) -> tuple[str, str]:
+        kind = self.memory.kind
+        if partial:
+            return "device", "partial: a few rows, copied in microseconds"
+        if kind != "attention":
+            return "device", f"{kind} memory: a lease would cost a whole recurrent state or window"
+        if not self.memory.unified:
+            return "device", "kv_unified=False: cells cannot be shared"
+        free = int(native.lease_available(self))
+        if free < 3:
+            return "device", f"{free} sequence ids are free, and restores prepare in one of them"
+        return "cells", f"attention with {free} free sequence ids: sharing cells moves no bytes"
+
+    @property
+    def fingerprint(self) -> dict[str, str]:
+        """`Model.fingerprint` of its model."""
+        if not isinstance(self.model, Model):
+            raise Unsupported("the context's model is a lloyal.llama.Model: load it as lloyal.Model to serialize states")
+        return self.model.fingerprint
+
+    @property
+    def cache_layout(self) -> dict[str, Any]:
+        """What must be equal for a state of one context to fit another: field by field, so that a refusal can name it."""
+        return {
+            "memory": self.memory.kind,
+            "type_k": self.params.type_k,
+            "type_v": self.params.type_v,
+            "flash_attn": self.flash_attn,
+            "kv_unified": self.memory.unified,
+            "n_seq_max": None if self.memory.unified else self.n_seq_max,
+            "signature": hashlib.blake2b(native.layout_signature(self), digest_size=16).hexdigest(),
+        }
+
+    def compact(self) -> None:
+        """Put the cells of every sequence in order and next to each other, through device checkpoints.
+
+        After much trimming and forking a sequence lies in many runs of cells, and every copy of it is as many copies.
+        Shared rows stay shared. Needs device memory for everything the cache holds.
+        """
+        taken = [Checkpoint._take(self, seq, "device", False, "compaction")
+                 for seq in range(self.n_seq_max) if self.memory.seq_pos_max(seq) >= 0 and not self._is_held(seq)]
+        try:
+            for checkpoint in taken:
+                self.memory.seq_rm(checkpoint.seq_id)
+            for checkpoint in taken:
+                checkpoint.restore()
+        finally:
+            for checkpoint in taken:
+                checkpoint.release()
+
+    def _is_held(self, seq_id: int) -> bool:
+        return any(ck.where == "cells" and ck.lease == seq_id for ck in self.checkpoints)
+
+
+def _compare(name: str, found: dict[str, Any], expected: dict[str, Any]) -> None:
+    for field, value in expected.items():
+        if found.get(field) != value:
+            raise StateMismatch(f"the checkpoint is of another {name}: {field} is {found.get(field)!r}, here {value!r}")
+
+
+def _parse(view: memoryview) -> tuple[dict[str, Any], memoryview]:
+    """Split and verify the bytes of a checkpoint; every field is checked, so that nothing behind it need doubt them."""
+    start = PREFIX.size + DIGEST_SIZE
+    if len(view) < start:
+        raise StateMismatch(f"{len(view)} bytes are too few for a checkpoint")
+    magic, version, n_header, n_payload = PREFIX.unpack_from(view)
+    if magic != MAGIC:
+        raise StateMismatch(f"not a checkpoint: it starts with {magic!r}")
+    if version != VERSION:
+        raise StateMismatch(f"checkpoint version {version}, this package reads {VERSION}")
+    if n_header > MAX_HEADER or start + n_header + n_payload != len(view):
+        raise StateMismatch(f"the checkpoint should have {start + n_header + n_payload} bytes, it has {len(view)}")
+    digest = hashlib.blake2b(view[: PREFIX.size], digest_size=DIGEST_SIZE)
+    digest.update(view[start:])
+    if digest.digest() != view[PREFIX.size : start]:
+        raise StateMismatch("the checkpoint is damaged: its checksum does not match")
+    try:
+        header = json.loads(bytes(view[start : start + n_header]))
+    except (ValueError, RecursionError) as error:
+        raise StateMismatch(f"the checkpoint's header is not JSON: {error}") from None
+    _check_header(header)
+    return header, view[start + n_header :]
+
+
+def _check_header(header: object) -> None:
+    def is_int(value: object, low: int, high: int) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+    int32, uint64 = 2**31 - 1, 2**64 - 1
+    if not isinstance(header, dict):
+        raise StateMismatch("the checkpoint's header is not an object")
+    good = (
+        isinstance(header.get("fingerprint"), dict)
+        and isinstance(header.get("layout"), dict)
+        and isinstance(header.get("partial"), bool)
+        and is_int(header.get("seq_id"), 0, 255)
+        and is_int(header.get("window_begin"), 0, int32)
+        and isinstance(header.get("rows"), list)
+        and all(
+            isinstance(run, list) and len(run) == 4 and is_int(run[0], 0, int32) and is_int(run[1], run[0] + 1, int32)
+            and is_int(run[2], 0, uint64) and is_int(run[3], 0, uint64 - int32)
+            for run in header["rows"]
+        )
+    )
+    if not good:
+        raise StateMismatch("the checkpoint's header has a missing or impossible field")

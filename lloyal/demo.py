@@ -1,0 +1,281 @@
+"""The guided tour behind ``lloyal demo``: one prompt, one checkpoint in device memory, several ways on from it.
+
+An attention model and a hybrid one read real Python (this package's own source), keep the state of the sequence on the
+device, and go on from it again and again. Every "identical" is a comparison of tokens; every time is measured here.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from lloyal import Context, Model, StateSeqFlags, Vocab, models
+from lloyal.decoding import generate, prefill
+from lloyal.sampling import Sampling
+from lloyal.terminal import human_bytes, human_seconds, printable
+
+__all__ = ["tour"]
+
+MODELS = ("nano", "nano-hybrid")
+FLAGS = {"device": StateSeqFlags.ON_DEVICE, "host": StateSeqFlags.NONE}
+OPENING = "\n\n\ndef"
+N_GENERATED = 32
+N_TIMED = 5
+SEED, OTHER_SEED = 1, 2
+
+
+def tour(console: Console, *, n_tokens: int, n_threads: int) -> dict[str, Any]:
+    """Show what a checkpoint saves, and that nothing changes on the way.
+
+    Parameters
+    ----------
+    console : rich.console.Console
+        Where to tell it; a quiet one tells nothing.
+    n_tokens : int
+        Length of the prompt.
+    n_threads : int
+
+    Returns
+    -------
+    dict
+        What was measured for each model; ``"identical"`` is true if every continuation that had to be was.
+    """
+    began = time.perf_counter()
+    console.print(
+        f"Two small models read {n_tokens} tokens of Python, lloyal's own source. The state that\n"
+        "gives is saved in device memory and restored, to go on from it in several ways:\n"
+        f"{N_GENERATED} tokens each, compared one by one. Threads: {n_threads}.\n"
+    )
+    results = []
+    for name in MODELS:
+        with Model(models.path(name)) as model:
+            results.append(_Guide(console, name, model, n_tokens, n_threads).tour())
+    console.print(_summary(results))
+    compared = [way["identical"] for result in results for way in result["continuations"] if "identical" in way]
+    verdict = f"{compared.count(True)} of {len(compared)} repeated continuations are identical, token for token."
+    console.print(f"\n{verdict}", style="green" if all(compared) else "bold red")
+    return {"models": results, "identical": all(compared), "seconds": time.perf_counter() - began}
+
+
+class _Guide:
+    """The tour of one model.
+
+    The state is saved before the prompt's last token: it holds no logits, and decoding that token makes them.
+    """
+
+    def __init__(self, console: Console, name: str, model: Model, n_tokens: int, n_threads: int) -> None:
+        self.console = console
+        self.prompt = _source(model.vocab, n_tokens)
+        # Room for the prompt in two sequences at once; small batches, so that the progress moves.
+        n_ctx = 2 * (n_tokens + N_GENERATED)
+        self.ctx = Context(model, n_ctx=n_ctx, n_batch=256, n_ubatch=256, n_seq_max=2, n_threads=n_threads)
+        self.reference: list[int] = []
+        self.states: dict[str, bytes] = {}
+        self.result: dict[str, Any] = {
+            "model": name,
+            "memory": self.ctx.memory.kind,
+            "n_params": model.n_params,
+            "n_prompt_tokens": n_tokens,
+            "n_generated": N_GENERATED,
+            "save_seconds": {},
+            "restore_seconds": {},
+            "python_bytes": {},
+            "continuations": [],
+        }
+
+    def tour(self) -> dict[str, Any]:
+        result = self.result
+        title = f"{result['model']}: {result['memory']} memory, {result['n_params'] / 1e6:.1f} M weights"
+        self.console.print(_row(title.replace("_", " "), "", "get there", "go on", heading=True))
+        with self.ctx:
+            with _Line(self.console, "read the prompt") as line:
+                result["read_seconds"] = self._read(line)
+            self._save("device")
+            self._go_on("go on")
+            self._go_on("restore, go on", lambda line: self._restore("device"))
+            self._go_on("restore, go on, other seed", lambda line: self._restore("device"), seed=OTHER_SEED)
+            self._go_on("restore to sequence 1, go on", lambda line: self._restore("device", 1), seq_id=1)
+            self.ctx.memory.seq_rm(1)
+            self._restore("device")
+            self._save("host")
+            self._go_on("restore, go on", lambda line: self._restore("host"))
+            self.ctx.memory.clear()
+            self._go_on("forget, read again, go on", self._read)
+        result["read_again_seconds"] = result["continuations"][-1]["get_there_seconds"]
+        self.console.print()
+        return result
+
+    def _read(self, line: _Line) -> float:
+        """Read the prompt, all but its last token, into sequence 0. Returns the seconds."""
+        began = time.perf_counter()
+        prefill(
+            self.ctx,
+            self.prompt[:-1],
+            logits=False,
+            progress=lambda done, total: line.update(outcome=f"{done} of {total} tokens"),
+        )
+        seconds = time.perf_counter() - began
+        line.update(outcome=f"{len(self.prompt)} tokens of Python", there=seconds)
+        return seconds
+
+    def _save(self, where: str) -> None:
+        """Save sequence 0 and time it, restoring included."""
+        flags = FLAGS[where]
+        saves, restores = [], []
+        with _Line(self.console, f"save it in {where} memory") as line:
+            for _ in range(N_TIMED):
+                began = time.perf_counter()
+                self.states[where] = self.ctx.state_seq_get_data_ext(0, flags)
+                saves.append(time.perf_counter() - began)
+                restores.append(self._restore(where))
+            size = len(self.states[where])
+            line.update(outcome=f"{human_bytes(size)} reach Python", there=statistics.median(saves))
+        self.result["save_seconds"][where] = statistics.median(saves)
+        self.result["restore_seconds"][where] = statistics.median(restores)
+        self.result["python_bytes"][where] = size
+
+    def _restore(self, where: str, seq_id: int = 0) -> float:
+        began = time.perf_counter()
+        self.ctx.state_seq_set_data_ext(self.states[where], seq_id, FLAGS[where])
+        return time.perf_counter() - began
+
+    def _go_on(
+        self,
+        what: str,
+        get_there: Callable[[_Line], float] | None = None,
+        *,
+        seed: int = SEED,
+        seq_id: int = 0,
+    ) -> None:
+        """Get to the end of the prompt, generate, and compare with the first continuation."""
+        way: dict[str, Any] = {"what": what, "seed": seed, "seq_id": seq_id}
+        with _Line(self.console, what) as line:
+            if get_there is not None:
+                way["get_there_seconds"] = get_there(line)
+                line.update(there=way["get_there_seconds"])
+            began = time.perf_counter()
+            generation = generate(
+                self.ctx, self.prompt[-1:], max_tokens=N_GENERATED, sampling=Sampling(seed=seed), seq_id=seq_id
+            )
+            way["text"] = ""
+            shown = not self.reference or seed != SEED
+            for piece in generation.text():
+                way["text"] += piece
+                done = f"{len(generation.tokens)} of {N_GENERATED}"
+                line.update(outcome=done, text=OPENING.strip() + way["text"] if shown else "")
+            way["generate_seconds"] = time.perf_counter() - began
+            if not self.reference:
+                self.reference = generation.tokens
+                outcome = f"{len(generation.tokens)} tokens, seed {seed}"
+            elif seed != SEED:
+                way["first_difference"] = _first_difference(generation.tokens, self.reference)
+                outcome = "identical, by chance"
+                if way["first_difference"] is not None:
+                    outcome = f"differs from token {way['first_difference'] + 1}"
+            else:
+                way["identical"] = generation.tokens == self.reference
+                outcome = "identical" if way["identical"] else "NOT IDENTICAL"
+            line.update(outcome=outcome, then=way["generate_seconds"])
+        self.result["continuations"].append(way)
+
+
+class _Line:
+    """One line of the tour, which changes while its step runs, with generated text below it."""
+
+    def __init__(self, console: Console, what: str) -> None:
+        self._what = what
+        self._outcome = self._there = self._then = self._text = ""
+        self._console = console
+        self._live = Live(self._render(), console=console, refresh_per_second=8, transient=True)
+
+    def update(
+        self,
+        *,
+        outcome: str | None = None,
+        there: float | None = None,
+        then: float | None = None,
+        text: str | None = None,
+    ) -> None:
+        if outcome is not None:
+            self._outcome = outcome
+        if there is not None:
+            self._there = human_seconds(there)
+        if then is not None:
+            self._then = human_seconds(then)
+        if text is not None:
+            self._text = text
+        self._live.update(self._render())
+
+    def _render(self) -> RenderableType:
+        row = _row(self._what, self._outcome, self._there, self._then)
+        if not self._text:
+            return row
+        return Group(row, Padding(Text(printable(self._text), style="cyan"), (0, 0, 0, 6)))
+
+    def __enter__(self) -> _Line:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._live.stop()
+        self._console.print(self._render())
+
+
+def _row(what: str, outcome: str, there: str, then: str, *, heading: bool = False) -> Table:
+    style = "bold" if heading else ""
+    widths = (45, 9, 10, 10) if heading else (31, 23, 10, 10)
+    row = Table.grid(padding=(0, 1))
+    row.add_column(width=widths[0], no_wrap=True, style=style)
+    row.add_column(width=widths[1], no_wrap=True, style="green" if outcome.startswith("identical") else style)
+    for width in widths[2:]:
+        row.add_column(width=width, no_wrap=True, justify="right", style=style)
+    row.add_row(Text(what if heading else f"  {what}"), Text(outcome), Text(there), Text(then))
+    return row
+
+
+def _summary(results: list[dict[str, Any]]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", show_edge=False)
+    for name in ("model", "state"):
+        table.add_column(name, no_wrap=True)
+    for name in ("save", "restore", "in Python", "vs reading"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for result in results:
+        name = result["model"]
+        for where in FLAGS:
+            restore = result["restore_seconds"][where]
+            table.add_row(
+                name,
+                f"in {where} memory",
+                human_seconds(result["save_seconds"][where]),
+                human_seconds(restore),
+                human_bytes(result["python_bytes"][where]),
+                f"{result['read_again_seconds'] / restore:.0f}x",
+            )
+            name = ""
+        table.add_row("", "read the prompt again", "", human_seconds(result["read_again_seconds"]), "", "1x")
+    return table
+
+
+def _source(vocab: Vocab, n_tokens: int) -> list[int]:
+    """`n_tokens` tokens of this package's own Python, ending where a function begins."""
+    opening = vocab.tokenize(OPENING, add_special=False)
+    files = sorted(Path(__file__).parent.rglob("*.py"))
+    tokens = vocab.tokenize("\n".join(file.read_text(encoding="utf-8") for file in files))
+    while len(tokens) < n_tokens:
+        tokens += tokens
+    return tokens[: n_tokens - len(opening)] + opening
+
+
+def _first_difference(tokens: list[int], others: list[int]) -> int | None:
+    pairs = zip(tokens, others, strict=False)
+    return next((i for i, (token, other) in enumerate(pairs) if token != other), None)

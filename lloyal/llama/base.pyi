@@ -1,0 +1,20 @@
+# Written by tools/stubs.py from base.pyx.
+"""What every part of a context stands on: its handle, closing it, and the rule that it has one caller at a time."""
+
+from typing import Self
+
+__all__ = ["ContextBase"]
+
+class ContextBase:
+    """The handle of a context. Not for direct use: see `Context`."""
+
+    def close(self) -> None:
+        """Drop this object's hold on the context; a call that runs in another thread finishes first.
+
+        What keeps the context alive (a running call, a checkpoint) keeps it until it is done. May be called twice and
+        from any thread. Releases the GIL.
+        """
+    @property
+    def closed(self) -> bool: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *exc_info: object) -> None: ...

@@ -1,0 +1,94 @@
+# Written by tools/stubs.py from checkpoint.pyx.
+"""Native calls behind `lloyal.Checkpoint`, `lloyal.Checkpoints` and `lloyal.kv.Tenancy`. Not for direct use.
+
+llama.h has none of this; it is here because everything compiled is in this folder.
+"""
+
+from collections.abc import Iterable
+from lloyal.llama.base import ContextBase
+from numpy.typing import NDArray
+from typing import Any
+from typing_extensions import Buffer
+
+BufferLike = Buffer | NDArray[Any]
+
+__all__ = ["CheckpointBase", "budget", "fault_arm", "fault_remaining", "layout_signature", "lease_acquire", "lease_available", "lease_release", "live_bytes", "live_count", "pool_idle_bytes", "pool_trim", "set_budget"]
+
+class CheckpointBase:
+    """The handle of a checkpoint. See `lloyal.Checkpoint`."""
+
+    def _take_native(self, ctx: ContextBase, seq_id: int, where: str, partial: bool) -> None: ...
+    def _restore_native(self, ctx: ContextBase, seq_id: int) -> None: ...
+    def _export_native(self) -> bytes: ...
+    def _import_native(self, ctx: ContextBase, data: BufferLike, partial: bool, seq_id: int, rows: Iterable[tuple[int, int, int, int]], window_begin: int) -> None: ...
+    def _rows_native(self) -> list[tuple[int, int, int, int]]: ...
+    def _buffers_native(self) -> dict[str, int]: ...
+    def release(self) -> None:
+        """Give up the state now; it cannot be restored afterwards. Others that share rows with it are untouched.
+
+        May be called twice and from any thread; collection and leaving a ``with`` block do the same. Releases the GIL.
+        """
+    @property
+    def released(self) -> bool: ...
+    @property
+    def evicted(self) -> bool:
+        """True if the budget took it away."""
+    @property
+    def pinned(self) -> bool:
+        """True keeps the budget from evicting it. May be set."""
+    @pinned.setter
+    def pinned(self, value: bool) -> None: ...
+    @property
+    def partial(self) -> bool: ...
+    @property
+    def seq_id(self) -> int:
+        """The sequence it was taken from."""
+    @property
+    def pos_min(self) -> int:
+        """Position of its first token, -1 if it is empty."""
+    @property
+    def pos_max(self) -> int:
+        """Position of its last token, -1 if it is empty."""
+    @property
+    def nbytes(self) -> int:
+        """Bytes of cache content it holds, those it shares with other checkpoints included; 0 with where="cells"."""
+    @property
+    def n_segments(self) -> int:
+        """Pieces of shared chunks its rows lie in."""
+    @property
+    def meta_nbytes(self) -> int:
+        """Host bytes of bookkeeping."""
+    @property
+    def lease(self) -> int | None:
+        """The sequence that holds its cells (where="cells"), otherwise None."""
+
+def live_bytes(ctx: ContextBase) -> dict[str, int]:
+    """Bytes that the checkpoints of a context really take, by buffer type; shared rows count once."""
+
+def live_count(ctx: ContextBase) -> int: ...
+
+def pool_idle_bytes(ctx: ContextBase) -> int:
+    """Bytes of freed buffers kept for the next checkpoint."""
+
+def pool_trim(ctx: ContextBase) -> None:
+    """Give the kept buffers back to their devices."""
+
+def set_budget(ctx: ContextBase, budget: int | None, evict: bool) -> None: ...
+
+def budget(ctx: ContextBase) -> tuple[int | None, bool]:
+    """``(bytes or None, evict)``."""
+
+def layout_signature(ctx: ContextBase) -> bytes:
+    """How the context's caches are laid out: a state fits where this is equal."""
+
+def lease_acquire(ctx: ContextBase) -> int: ...
+
+def lease_release(ctx: ContextBase, seq_id: int) -> None: ...
+
+def lease_available(ctx: ContextBase) -> int: ...
+
+def fault_arm(n: int) -> None:
+    """For tests: the n-th allocation or device copy from now fails (0: the next; negative: none)."""
+
+def fault_remaining() -> int:
+    """For tests: what is left of `fault_arm`'s count; negative after it fired or when unarmed."""

@@ -1,0 +1,292 @@
+# cython: language_level=3
+"""Native calls behind `lloyal.Checkpoint`, `lloyal.Checkpoints` and `lloyal.kv.Tenancy`. Not for direct use.
+
+llama.h has none of this; it is here because everything compiled is in this folder.
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from libc.stdint cimport int32_t, int64_t, uint8_t
+from libcpp.vector cimport vector
+
+cimport lloyal._cpp.checkpoint as native
+cimport lloyal._cpp.core as core
+cimport lloyal.libllama.ggml as g
+from cython.operator cimport dereference, preincrement
+from libcpp.map cimport map as cppmap
+from lloyal.llama.backend cimport drain_logs
+from lloyal.llama.base cimport ContextBase, enter, leave
+from lloyal.llama.status cimport check
+
+from lloyal.errors import Closed
+
+__all__ = [
+    "CheckpointBase", "budget", "fault_arm", "fault_remaining", "layout_signature", "lease_acquire", "lease_available",
+    "lease_release", "live_bytes", "live_count", "pool_idle_bytes", "pool_trim", "set_budget",
+]
+
+
+cdef class CheckpointBase:
+    """The handle of a checkpoint. See `lloyal.Checkpoint`."""
+
+    cdef native.CheckpointHandle pin(self) except *:
+        if not self.handle:
+            raise Closed("the checkpoint is released")
+        return self.handle
+
+    cdef int _take(self, ContextBase ctx, int seq, native.Where where, bint partial) except -1:
+        cdef core.ContextHandle context
+        cdef native.CheckpointHandle handle
+        cdef core.Status status
+        enter(ctx, context)
+        with nogil:
+            status = native.checkpoint_take(context, seq, where, partial, handle)
+            leave(context)
+        if not status.ok():
+            check(status)
+        self.handle = handle
+        return 0
+
+    def _take_native(self, ContextBase ctx not None, int seq_id, str where, bint partial) -> None:
+        if where == "device":
+            self._take(ctx, seq_id, native.where_device, partial)
+        elif where == "host":
+            self._take(ctx, seq_id, native.where_host, partial)
+        else:
+            self._take(ctx, seq_id, native.where_cells, partial)
+
+    def _restore_native(self, ContextBase ctx not None, int seq_id) -> None:
+        cdef core.ContextHandle context
+        cdef native.CheckpointHandle handle = self.pin()
+        cdef core.Status status
+        cdef int32_t dest = seq_id
+        enter(ctx, context)
+        with nogil:
+            status = native.checkpoint_restore(handle.get()[0], context.get()[0], dest)
+            leave(context)
+        if not status.ok():
+            check(status)
+        elif core.log_pending():
+            drain_logs()
+
+    def _export_native(self) -> bytes:
+        cdef native.CheckpointHandle handle = self.pin()
+        cdef core.Status status
+        cdef size_t size = 0
+        cdef bytes data
+        cdef uint8_t* out
+        status = native.checkpoint_export_size(handle.get()[0], size)
+        check(status)
+        data = PyBytes_FromStringAndSize(NULL, size)
+        out = <uint8_t*>PyBytes_AS_STRING(data)
+        with nogil:
+            status = native.checkpoint_export(handle.get()[0], out, size)
+        check(status)
+        return data
+
+    def _import_native(self, ContextBase ctx not None, const uint8_t[::1] data, bint partial, int seq_id,
+                       rows: Iterable[tuple[int, int, int, int]], int window_begin) -> None:
+        cdef core.ContextHandle context
+        cdef native.CheckpointHandle handle
+        cdef core.Status status
+        cdef vector[core.Run] runs
+        cdef core.Run run
+        cdef size_t size = data.shape[0]
+        cdef const uint8_t* start = NULL
+        cdef int32_t seq = seq_id
+        cdef int32_t begin = window_begin
+        if size:
+            start = &data[0]
+        for run.begin, run.end, run.epoch, run.first in rows:
+            runs.push_back(run)
+        enter(ctx, context)
+        with nogil:
+            status = native.checkpoint_import(context, start, size, partial, seq, runs, begin, handle)
+            leave(context)
+        check(status)
+        self.handle = handle
+
+    def _rows_native(self) -> list[tuple[int, int, int, int]]:
+        cdef native.CheckpointHandle handle = self.pin()
+        cdef vector[core.Run] runs = handle.get().rows.list()
+        return [(run.begin, run.end, run.epoch, run.first) for run in runs]
+
+    def _buffers_native(self) -> dict[str, int]:
+        cdef native.CheckpointHandle handle = self.pin()
+        return _by_name(handle.get().buffers())
+
+    def release(self) -> None:
+        """Give up the state now; it cannot be restored afterwards. Others that share rows with it are untouched.
+
+        May be called twice and from any thread; collection and leaving a ``with`` block do the same. Releases the GIL.
+        """
+        cdef native.CheckpointHandle handle
+        handle.swap(self.handle)
+        with nogil:
+            handle.reset()
+
+    @property
+    def released(self) -> bool:
+        return not self.handle
+
+    @property
+    def evicted(self) -> bool:
+        """True if the budget took it away."""
+        cdef native.CheckpointHandle handle = self.pin()
+        return handle.get().evicted
+
+    @property
+    def pinned(self) -> bool:
+        """True keeps the budget from evicting it. May be set."""
+        cdef native.CheckpointHandle handle = self.pin()
+        return handle.get().pinned
+
+    @pinned.setter
+    def pinned(self, bint value):
+        cdef native.CheckpointHandle handle = self.pin()
+        handle.get().pinned = value
+
+    @property
+    def partial(self) -> bool:
+        cdef native.CheckpointHandle handle = self.pin()
+        return handle.get().partial
+
+    @property
+    def seq_id(self) -> int:
+        """The sequence it was taken from."""
+        cdef native.CheckpointHandle handle = self.pin()
+        return handle.get().seq
+
+    @property
+    def pos_min(self) -> int:
+        """Position of its first token, -1 if it is empty."""
+        cdef native.CheckpointHandle handle = self.pin()
+        return handle.get().pos_min
+
+    @property
+    def pos_max(self) -> int:
+        """Position of its last token, -1 if it is empty."""
+        cdef native.CheckpointHandle handle = self.pin()
+        return handle.get().pos_max
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of cache content it holds, those it shares with other checkpoints included; 0 with where="cells"."""
+        cdef native.CheckpointHandle handle = self.pin()
+        return handle.get().nbytes()
+
+    @property
+    def n_segments(self) -> int:
+        """Pieces of shared chunks its rows lie in."""
+        cdef native.CheckpointHandle handle = self.pin()
+        return handle.get().n_segments()
+
+    @property
+    def meta_nbytes(self) -> int:
+        """Host bytes of bookkeeping."""
+        cdef native.CheckpointHandle handle = self.pin()
+        return handle.get().meta_bytes()
+
+    @property
+    def lease(self) -> int | None:
+        """The sequence that holds its cells (where="cells"), otherwise None."""
+        cdef native.CheckpointHandle handle = self.pin()
+        return handle.get().lease if handle.get().lease >= 0 else None
+
+
+cdef dict _by_name(cppmap[g.ggml_backend_buffer_type_t, size_t] sizes):
+    cdef cppmap[g.ggml_backend_buffer_type_t, size_t].iterator it = sizes.begin()
+    found = {}
+    while it != sizes.end():
+        if dereference(it).second:
+            name = g.ggml_backend_buft_name(dereference(it).first).decode()
+            found[name] = found.get(name, 0) + dereference(it).second
+        preincrement(it)
+    return found
+
+
+def live_bytes(ContextBase ctx not None) -> dict[str, int]:
+    """Bytes that the checkpoints of a context really take, by buffer type; shared rows count once."""
+    cdef core.ContextHandle handle = ctx.pin()
+    return _by_name(native.store_of(handle.get()[0]).pool.get().live_bytes())
+
+
+def live_count(ContextBase ctx not None) -> int:
+    cdef core.ContextHandle handle = ctx.pin()
+    return native.store_of(handle.get()[0]).live().size()
+
+
+def pool_idle_bytes(ContextBase ctx not None) -> int:
+    """Bytes of freed buffers kept for the next checkpoint."""
+    cdef core.ContextHandle handle = ctx.pin()
+    return native.store_of(handle.get()[0]).pool.get().idle_bytes()
+
+
+def pool_trim(ContextBase ctx not None) -> None:
+    """Give the kept buffers back to their devices."""
+    cdef core.ContextHandle handle = ctx.pin()
+    native.store_of(handle.get()[0]).pool.get().trim()
+
+
+def set_budget(ContextBase ctx not None, budget: int | None, bint evict) -> None:
+    cdef core.ContextHandle handle
+    enter(ctx, handle)
+    try:
+        native.store_of(handle.get()[0]).budget_bytes = -1 if budget is None else <int64_t>budget
+        native.store_of(handle.get()[0]).evict = evict
+    finally:
+        leave(handle)
+
+
+def budget(ContextBase ctx not None) -> tuple[int | None, bool]:
+    """``(bytes or None, evict)``."""
+    cdef core.ContextHandle handle = ctx.pin()
+    cdef int64_t n = native.store_of(handle.get()[0]).budget_bytes
+    return None if n < 0 else n, native.store_of(handle.get()[0]).evict
+
+
+def layout_signature(ContextBase ctx not None) -> bytes:
+    """How the context's caches are laid out: a state fits where this is equal."""
+    cdef core.ContextHandle handle
+    cdef core.Status status
+    cdef vector[uint8_t] out
+    enter(ctx, handle)
+    try:
+        status = native.layout_signature(handle.get()[0], out)
+    finally:
+        leave(handle)
+    check(status)
+    return bytes(out)
+
+
+def lease_acquire(ContextBase ctx not None) -> int:
+    cdef core.ContextHandle handle
+    cdef core.Status status
+    cdef int32_t seq = -1
+    enter(ctx, handle)
+    with nogil:
+        status = native.lease_acquire(handle.get()[0], native.lease_tenant, seq)
+        leave(handle)
+    check(status)
+    return seq
+
+
+def lease_release(ContextBase ctx not None, int seq_id) -> None:
+    cdef core.ContextHandle handle = ctx.pin()
+    cdef int32_t seq = seq_id
+    with nogil:
+        native.lease_release(handle.get()[0], seq)
+
+
+def lease_available(ContextBase ctx not None) -> int:
+    cdef core.ContextHandle handle = ctx.pin()
+    return native.lease_available(handle.get()[0])
+
+
+def fault_arm(int64_t n) -> None:
+    """For tests: the n-th allocation or device copy from now fails (0: the next; negative: none)."""
+    native.fault_arm(n)
+
+
+def fault_remaining() -> int:
+    """For tests: what is left of `fault_arm`'s count; negative after it fired or when unarmed."""
+    return native.fault_remaining()

@@ -1,0 +1,29 @@
+# Written by tools/stubs.py from outputs.pyx.
+"""Views of a context's outputs, which belong to the context and are overwritten by its next decode."""
+
+from numpy import float32
+from numpy.typing import DTypeLike, NDArray
+from typing import Any, overload
+
+__all__ = ["Logits"]
+
+class Logits:
+    """One row of outputs: a view of float32 values that the context owns.
+
+    Indexing, `argmax` and `numpy.asarray` do not copy. The view raises `NoLogits` once the context has decoded again;
+    a NumPy array made from it without copying does not know, and is valid only until then.
+    """
+
+    def __init__(self) -> None: ...
+    def __len__(self) -> int: ...
+    @overload
+    def __getitem__(self, index: int) -> float: ...
+    @overload
+    def __getitem__(self, index: slice) -> NDArray[float32]: ...
+    def argmax(self) -> int:
+        """Index of the largest value, the first of equals. Releases the GIL."""
+    def copy(self) -> NDArray[float32]:
+        """A NumPy array of its own, float32, shape (n,)."""
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]: ...
+    def __repr__(self) -> str: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...

@@ -1,0 +1,119 @@
+"""Who may import whom. An import goes to a lower ring, or leftwards in the same row; nothing goes in circles."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.contracts.source import PACKAGE, ROOT, code_lines, imports, modules
+
+# Every module has its place; a new one is put behind what it uses.
+RINGS = [
+    # 0: declarations, our C++, the error table
+    "errors libllama _cpp",
+    # 1: llama.h as Python
+    "llama.enums llama.params llama.candidates llama.backend llama.status llama.args llama.base llama.vocab llama.rpc "
+    "llama.model llama.batch llama.batch_ext llama.outputs llama.memory llama.state llama.adapter llama.quantize "
+    "llama.common llama.sampler_init llama.sampler llama.sampling_backend llama.context llama.checkpoint llama",
+    # 2: text, sampling and measures on top of it
+    "tokenization sampling grammar chat metrics embedding kv",
+    # 3: checkpoints and decoding
+    "checkpoint decoding",
+    # 4: branches and speculation
+    "branch speculative.draft speculative.accept speculative.loop speculative",
+    # 5: sessions
+    "session",
+    # 6: what people start
+    "models terminal bench demo cli __main__",
+]
+
+PLACE = {f"lloyal.{name}": (ring, column) for ring, row in enumerate(RINGS) for column, name in enumerate(row.split())}
+PLACE["lloyal"] = (5, 99)  # the public names: everything but what people start may be imported into it, by it alone
+
+
+def place(module: str) -> tuple[int, int] | None:
+    """Ring and column of a module; the parts of a package have its place unless they have their own."""
+    while module:
+        if module in PLACE:
+            return PLACE[module]
+        module = module.rpartition(".")[0]
+        if module == "lloyal":
+            return None
+    return None
+
+
+def target(module: str, name: str) -> str:
+    """The module that ``from module import name`` reaches."""
+    return f"{module}.{name}" if f"{module}.{name}" in modules() else module
+
+
+@pytest.mark.parametrize("module", modules())
+def test_every_module_has_a_place(module):
+    assert place(module), f"{module} stands in no ring: add it to RINGS, behind the modules it imports"
+
+
+@pytest.mark.parametrize("module", modules())
+def test_imports_go_down_or_left(module):
+    wrong = []
+    for path in modules()[module]:
+        for line, source, name in imports(path):
+            used = target(source, name) if name else source
+            if used != module and used.split(".")[0] == "lloyal" and not allowed(module, used):
+                wrong.append(f"{path.relative_to(ROOT)}:{line} imports {used}")
+    assert not wrong, wrong
+
+
+def allowed(module: str, used: str) -> bool:
+    here, there = place(module), place(used)
+    if here is None or there is None:
+        return False
+    if module == "lloyal":
+        return used == "lloyal.models" or there < (6, 0)
+    # Declarations may use each other: libllama mirrors headers that include each other.
+    return there < here or (there == here and here[0] == 0)
+
+
+def test_the_rule_bites():
+    assert not allowed("lloyal.branch", "lloyal.session")
+    assert not allowed("lloyal.branch", "lloyal.speculative.loop")
+    assert allowed("lloyal.speculative.loop", "lloyal.branch")
+    assert not allowed("lloyal.llama.model", "lloyal.checkpoint")
+    assert not allowed("lloyal.kv", "lloyal")
+    assert allowed("lloyal.cli", "lloyal")
+
+
+@pytest.mark.parametrize("module", modules())
+def test_only_ring_1_sees_the_declarations(module):
+    if module.startswith(("lloyal.libllama", "lloyal._cpp", "lloyal.llama")):
+        return
+    seen = [
+        f"{path.relative_to(ROOT)}:{line}"
+        for path in modules()[module]
+        for line, used, _ in imports(path)
+        if used.startswith("lloyal.libllama")
+    ]
+    assert not seen, f"only lloyal/llama cimports lloyal.libllama: {seen}"
+
+
+CYTHON = [path for path in sorted(PACKAGE.rglob("*.p[yx][xd]")) if path.stat().st_size]
+
+
+@pytest.mark.parametrize("path", CYTHON, ids=lambda path: str(path.relative_to(ROOT)))
+def test_declarations_are_cimported_by_module(path):
+    """``cimport lloyal.libllama.llama as c``: Cython leaves the other spelling out of its depfile, so that an edit of
+    the .pxd would not rebuild, and ``c.`` shows the reader which names are llama.cpp's."""
+    inside = path.parent.name == "libllama"
+    pattern = r"\s*from\s+lloyal\.libllama\s+cimport" if inside else r"\s*from\s+lloyal\.libllama\b.*cimport"
+    wrong = [f"{path.relative_to(ROOT)}:{line}" for line, code in code_lines(path) if re.match(pattern, code)]
+    assert not wrong, wrong
+
+
+RING_0 = [path for path in CYTHON if path.parent.name in ("libllama", "_cpp")]
+
+
+@pytest.mark.parametrize("path", RING_0, ids=lambda path: str(path.relative_to(ROOT)))
+def test_declared_functions_need_no_gil(path):
+    """``nogil`` stands on the block, so that no declaration can forget it."""
+    blocks = re.findall(r"^cdef extern from .*:$", path.read_text(), re.MULTILINE)
+    assert all(block.endswith(" nogil:") for block in blocks), blocks

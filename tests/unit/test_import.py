@@ -1,0 +1,75 @@
+"""Importing is cheap and touches nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+
+import pytest
+
+
+def cpu_seconds(code: str) -> float:
+    """Processor time of a Python that runs `code`: a busy machine does not change it much."""
+    before = os.times()
+    subprocess.run([sys.executable, "-P", "-c", code], check=True)
+    after = os.times()
+    return after.children_user + after.children_system - before.children_user - before.children_system
+
+
+def test_import_is_fast():
+    """It adds under 150 ms to starting Python; the bound leaves room for a slow machine."""
+    cpu_seconds("import lloyal")
+    with_it, without = [], []
+    for _ in range(5):
+        without.append(cpu_seconds("pass"))
+        with_it.append(cpu_seconds("import lloyal"))
+    assert statistics.median(with_it) - statistics.median(without) < 0.4
+
+
+def test_import_loads_only_what_it_needs():
+    code = "import sys, json, lloyal; json.dump(sorted(sys.modules), sys.stdout)"
+    output = subprocess.run([sys.executable, "-P", "-c", code], check=True, capture_output=True, text=True).stdout
+    loaded = {name.partition(".")[0] for name in json.loads(output)}
+    assert not loaded & {"numpy", "typer", "rich", "gguf", "asyncio", "importlib_metadata"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+def test_import_touches_no_device():
+    """No back end is started: no device file, no thread, nothing printed."""
+    code = """
+import lloyal, os
+files = [os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")]
+assert not [name for name in files if name.startswith(("/dev/nvidia", "/dev/dri", "/dev/kfd"))], files
+assert len(os.listdir("/proc/self/task")) == 1
+assert not any(lloyal.live_handles().values())
+"""
+    result = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_using_a_model_prints_nothing():
+    code = """
+import lloyal
+with lloyal.Model(lloyal.models.path("nano")) as model, lloyal.Context(model, n_ctx=256, n_threads=1) as ctx:
+    batch = lloyal.Batch()
+    batch.extend(model.vocab.tokenize("def f():"), 0, 0, logits="last")
+    ctx.decode(batch)
+    assert ctx.logits().argmax() >= 0
+"""
+    result = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_the_source_tree_says_what_is_missing(request):
+    """Python started in a checkout finds the package without its extensions: the error names the cure."""
+    root = request.config.rootpath
+    code = (
+        f"import sys; sys.meta_path[:] = [f for f in sys.meta_path if 'Redirect' not in type(f).__name__]; "
+        f"sys.path.insert(0, {str(root)!r}); import lloyal"
+    )
+    result = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert "pip install ." in result.stderr.splitlines()[-1]
