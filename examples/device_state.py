@@ -15,7 +15,7 @@ PROMPT = '''class Stack:
     def'''
 
 model = lloyal.Model(lloyal.models.path("nano-hybrid"))
-ctx = lloyal.Context(model, n_ctx=1024, n_seq_max=2)
+ctx = lloyal.Context(model, n_ctx=1024, n_seq_max=2, n_threads=1)
 tokens = model.vocab.tokenize(PROMPT)
 
 lloyal.prefill(ctx, tokens[:-1], logits=False)

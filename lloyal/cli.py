@@ -42,9 +42,9 @@ class _Commands(TyperGroup):
             return super().main(*args, **extra)
         extra["standalone_mode"] = False  # errors come out as exceptions, exit codes as values
         try:
-            sys.exit(super().main(*args, **extra) or 0)
+            code = super().main(*args, **extra) or 0
         except (KeyboardInterrupt, typer.Abort):
-            sys.exit(INTERRUPTED)
+            code = INTERRUPTED
         except (LloyalError, OSError, MemoryError) as error:
             _fail(_one_line(error), 1)
         except Exception as error:
@@ -53,6 +53,9 @@ class _Commands(TyperGroup):
                 raise
             where = getattr(getattr(error, "ctx", None), "command_path", "lloyal")
             _fail(f"{error.format_message().rstrip('.')}. See `{where} --help`.", 2)
+        if code == INTERRUPTED and sys.stderr.isatty():
+            sys.stderr.write("\n")  # the terminal has shown ^C
+        sys.exit(code)
 
 
 app = typer.Typer(

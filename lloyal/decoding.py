@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from lloyal.errors import InvalidArgument
+from lloyal.errors import InvalidArgument, Unsupported
 from lloyal.llama import Batch, Context, Sampler
 from lloyal.sampling import Sampling
 from lloyal.tokenization import StopStrings, StreamDecoder
@@ -51,6 +51,8 @@ def prefill(
     ------
     InvalidArgument
         The prompt is empty.
+    Unsupported
+        The model keeps no memory: an encoder, or a diffusion model.
     CacheFull, Aborted, InvalidBatch, DecodeFailed
         As `Context.decode`; the batches before the failing one stay in the cache.
 
@@ -58,7 +60,8 @@ def prefill(
     -----
     Invalidates logits. Releases the GIL. Ctrl-C stops it.
     """
-    pos = _next_position(ctx, seq_id) if pos0 is None else pos0
+    end = _next_position(ctx, seq_id)
+    pos = end if pos0 is None else pos0
     return _decode(ctx, Batch(), _tokens(ctx, prompt, pos), seq_id, pos, logits, progress)
 
 
@@ -98,6 +101,8 @@ def generate(
     ------
     InvalidArgument
         The prompt is empty, or `max_tokens` is not positive.
+    Unsupported
+        The model keeps no memory: an encoder, or a diffusion model.
     """
     return Generation(ctx, prompt, max_tokens, sampling or Sampling(), seq_id, progress)
 
@@ -192,6 +197,12 @@ class Generation(Iterator[int]):
 
 
 def _next_position(ctx: Context, seq_id: int) -> int:
+    if ctx.memory.kind == "none":
+        # Every decode would see its own tokens only: a plausible text that has nothing to do with the prompt.
+        raise Unsupported(
+            f"{ctx.model.desc} keeps no memory from one decode to the next (an encoder, or a diffusion model): "
+            "it cannot go on token by token"
+        )
     return ctx.memory.seq_pos_max(seq_id) + 1
 
 

@@ -27,7 +27,7 @@ __all__ = ["tour"]
 
 MODELS = ("nano", "nano-hybrid")
 FLAGS = {"device": StateSeqFlags.ON_DEVICE, "host": StateSeqFlags.NONE}
-OPENING = "\n\n\ndef"
+OPENING = "\n\n\ndef read_"
 N_GENERATED = 32
 N_TIMED = 5
 SEED, OTHER_SEED = 1, 2
@@ -226,9 +226,10 @@ class _Line:
             self._live.start()
         return self
 
-    def __exit__(self, *exc_info: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *exc_info: object) -> None:
         self._live.stop()
-        self._console.print(self._render())
+        if kind is None:
+            self._console.print(self._render())
 
 
 def _row(what: str, outcome: str, there: str, then: str, *, heading: bool = False) -> Table:

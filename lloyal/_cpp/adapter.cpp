@@ -1,5 +1,6 @@
 #include "adapter.hpp"
 
+#include "fork.hpp"
 #include "log.hpp"
 
 #include "llama-adapter.h"
@@ -118,7 +119,7 @@ Status adapter_load(ModelHandle model, const std::string & path, AdapterHandle &
         if (!adapter) {
             return Status(Code::load_failed, path + ": llama.cpp could not load it as an adapter");
         }
-        auto box = std::make_shared<AdapterBox>(adapter, model);
+        auto box = make_handle<AdapterBox>(adapter, model);
         if (Status status = check_tensors(*model->ptr, *adapter, path); !status.ok()) {
             return status;
         }

@@ -1,5 +1,6 @@
 #include "checkpoint.hpp"
 
+#include "fork.hpp"
 #include "log.hpp"
 
 #include "llama-context.h"
@@ -302,6 +303,9 @@ SeqId find_spare(const ContextBox & box, SeqId dest) {
 } // namespace
 
 CheckpointStore::CheckpointStore(ContextBox & box) : whole_only(false), pool(std::make_shared<BufferPool>()) {
+    if (box.map.shared) {
+        return;
+    }
     switch (box.map.kind) {
         case MemoryKind::attention:
         case MemoryKind::sliding_window:
@@ -368,9 +372,6 @@ Status CheckpointStore::make_room(size_t bytes) {
 }
 
 CheckpointStore & store_of(ContextBox & box) {
-    if (!box.store) {
-        box.store = std::make_shared<CheckpointStore>(box);
-    }
     return *box.store;
 }
 
@@ -556,7 +557,7 @@ Status checkpoint_take(ContextHandle context, SeqId seq, Where where, bool parti
         }
         llama_synchronize(box.ptr);
         CheckpointStore & store = store_of(box);
-        auto ck = std::make_shared<CheckpointBox>();
+        auto ck = make_handle<CheckpointBox>();
         ck->context = context;
         ck->where = where;
         ck->partial = partial;

@@ -2,6 +2,8 @@
 // length is ever read from the data.
 #include "checkpoint.hpp"
 
+#include "fork.hpp"
+
 #include "llama-context.h"
 #include "llama-kv-cache.h"
 #include "llama-memory-recurrent.h"
@@ -199,7 +201,7 @@ Status checkpoint_import(ContextHandle context, const uint8_t * data, size_t siz
         if (Status status = check_kind(box, store); !status.ok()) {
             return status;
         }
-        auto ck = std::make_shared<CheckpointBox>();
+        auto ck = make_handle<CheckpointBox>();
         Pos end = 0;
         for (const Run & run : runs) {
             if (run.begin < end || run.end <= run.begin) {

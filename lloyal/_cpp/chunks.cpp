@@ -79,20 +79,13 @@ std::vector<RowTensor> read_layout(const Collector & state, size_t header_begin)
 KvLayout::KvLayout(llama_kv_cache * kv) : cache(kv), n_stream(kv->get_n_stream()), has_ext(kv->has_cell_ext()) {
     for (uint32_t s = 0; s < n_stream; ++s) {
         const SeqId seq = SeqId(s);
-        // The tensors are private to the cache; writing out one made-up cell names them all.
+        // The tensors are private to the cache; writing out one made-up cell names them all. The cache is still empty.
         auto & cells = const_cast<llama_kv_cells &>(kv->get_cells(seq));
-        uint32_t cell = 0;
-        while (cell < cells.size() && !cells.is_empty(cell)) {
-            ++cell;
-        }
-        if (cell == cells.size()) {
-            throw std::runtime_error("the cache is full");
-        }
-        cells.pos_set(cell, 0);
-        cells.seq_add(cell, seq);
+        cells.pos_set(0, 0);
+        cells.seq_add(0, seq);
         Collector state;
         kv->state_write(state, seq, 0);
-        cells.rm(cell);
+        cells.rm(0);
         const size_t header_begin = 4 + 4 * (s + 1) + 4 + 4 + (has_ext ? sizeof(llama_kv_cell_ext) : 0) + 4;
         const size_t trailing = 4 * (n_stream - s - 1); // counts of the empty streams after this one
         state.meta.resize(state.meta.size() - trailing);

@@ -28,7 +28,7 @@ struct RowTensor {
     size_t offset(uint32_t cell, uint32_t k) const { return k * stride + cell * piece; }
 };
 
-// The tensors of one cache as its state is written, found by writing out one cell.
+// The tensors of one cache as its state is written, found by writing out one cell of an empty cache.
 struct KvLayout {
     llama_kv_cache *                    cache = nullptr;
     uint32_t                            n_stream = 1;

@@ -28,6 +28,10 @@ cdef extern from "log.hpp" namespace "lloyal" nogil:
 cdef extern from "fence.hpp" namespace "lloyal" nogil:
     void fence_install()
 
+cdef extern from "fork.hpp" namespace "lloyal" nogil:
+    void fork_install()
+    bool forked()
+
 cdef extern from "provenance.hpp" namespace "lloyal" nogil:
     cppclass Run:
         int32_t begin

@@ -6,6 +6,7 @@
 
 #include "llama-batch.h"
 #include "llama-context.h"
+#include "llama-kv-cache.h"
 #include "llama-model.h"
 
 #include <algorithm>
@@ -68,8 +69,8 @@ Status check_batch(const ContextBox & box, const Batch & batch, bool encoding, b
                 return invalid(text("token ", token, " at index ", i, " is outside the vocabulary of ", n_vocab));
             }
         }
-        if (batch.pos(i) < 0) {
-            return invalid(text("position ", batch.pos(i), " at index ", i, " is negative"));
+        if (batch.pos(i) < 0 || batch.pos(i) == INT32_MAX) {
+            return invalid(text("position ", batch.pos(i), " at index ", i, " is not from 0 to ", INT32_MAX - 1));
         }
         if (box.map.n_pos_max >= 0 && batch.pos(i) >= box.map.n_pos_max) {
             return invalid(text("position ", batch.pos(i), " at index ", i, " is past the model's learned position table of ",
@@ -124,6 +125,35 @@ Status check_positions(const ContextBox & box, const Batch & batch) {
                                     ": seq_rm first to go back"));
             }
         }
+    }
+    return {};
+}
+
+// llama.cpp plans every micro-batch of a batch before it computes the first. If the plan reuses cells of the window cache,
+// it drops rows of other sequences that their micro-batches still need, and computes without them. So make room first.
+Status check_window(ContextBox & box, const Batch & batch) {
+    MemoryMap & map = box.map;
+    const bool one_part = batch.size() <= llama_n_ubatch(box.ptr) && !map.has_recurrent();
+    if (!map.window || !map.unified || one_part) {
+        return {};
+    }
+    bool several = false;
+    for (size_t i = 0; i < batch.size() && !several; ++i) {
+        several = batch.n_seq(i) > 1 || batch.seq(i, 0) != batch.seq(0, 0);
+    }
+    const llama_kv_cells & cells = map.window->get_cells(0);
+    if (!several || cells.size() - cells.get_used() >= batch.size()) {
+        return {};
+    }
+    for (SeqId seq = 0; seq < box.provenance.n_seq_max(); ++seq) {
+        if (const Pos end = box.provenance.of(seq).end(); end > 0) {
+            map.drop_stale_window(seq, end);
+        }
+    }
+    if (const uint32_t n_free = cells.size() - cells.get_used(); n_free < batch.size()) {
+        return invalid(text("the batch has ", batch.size(), " tokens of several sequences, the sliding-window cache room for ",
+                            n_free, ": decode at most n_ubatch=", llama_n_ubatch(box.ptr), " at once, or one sequence "
+                            "after the other"));
     }
     return {};
 }
@@ -209,7 +239,8 @@ void record(ContextBox & box, const Batch & batch, bool complete, const std::vec
 Status failure(const ContextBox & box, int32_t rc, const Batch & batch) {
     const std::string log = log_last();
     const char * kept = box.map.has_state()
-        ? "a recurrent state cannot be taken back, so the sequences of the batch are empty now"
+        ? "a recurrent state cannot be taken back halfway, so the sequences of the batch, and those whose state was being "
+          "moved for them, are empty now (see ctx.memory.seq_pos_max)"
         : "what was finished stays in the memory (see ctx.memory.seq_pos_max)";
     switch (rc) {
         case 1:
@@ -236,6 +267,9 @@ template <typename Native> Status run_decode(ContextBox & box, const Batch & bat
         }
         if (box.memory) {
             if (Status status = check_positions(box, batch); !status.ok()) {
+                return status;
+            }
+            if (Status status = check_window(box, batch); !status.ok()) {
                 return status;
             }
         }
@@ -370,7 +404,7 @@ Status output_row(const ContextBox & box, int32_t i, int32_t & row) {
         return Status(Code::no_logits, "there are no outputs: nothing was decoded since the context was made, restored or failed");
     }
     const int32_t n = int32_t(box.output_row.size());
-    if (i < 0 ? -i > box.n_outputs : i >= n) {
+    if (i < 0 ? i < -box.n_outputs : i >= n) {
         return Status(Code::no_logits, i < 0 ? text("index ", i, ": the last batch has ", box.n_outputs, " outputs")
                                              : text("index ", i, ": the last batch has ", n, " tokens"));
     }

@@ -1,10 +1,14 @@
 #include "handles.hpp"
 
+#include "checkpoint.hpp"
+
 #include "fence.hpp"
+#include "fork.hpp"
 #include "log.hpp"
 
 #include "llama-arch.h"
 #include "llama-context.h"
+#include "llama-kv-cells.h"
 #include "llama-model.h"
 
 #include <algorithm>
@@ -81,7 +85,7 @@ Status model_load(const std::vector<std::string> & paths, llama_model_params par
         if (!model) {
             return Status(Code::load_failed, "llama.cpp could not load it");
         }
-        out = std::make_shared<ModelBox>(model);
+        out = make_handle<ModelBox>(model);
         out->devices = std::move(owned_devices);
         out->tensor_split = std::move(owned_split);
         return {};
@@ -113,6 +117,31 @@ Status model_tensor_sample(ModelBox & model, std::vector<uint8_t> & out) noexcep
 
 namespace {
 
+// A cache that cannot exist: llama.cpp fills its table of cells before it asks for the rest, and the system kills the
+// process for that. Counted is what is certain: the table, and K of the layers that keep every row.
+Status check_memory(const llama_model & model, const llama_context_params & params, uint32_t n_ctx) {
+    constexpr uint64_t CELL = sizeof(llama_pos) * 2 + sizeof(llama_kv_cell_ext) + sizeof(llama_kv_cells::seq_set_t);
+    uint64_t row = 0;
+    for (uint32_t il = 0; il < model.hparams.n_layer(); ++il) {
+        if (model.hparams.has_kv(il) && !model.hparams.is_recr(il) && !model.hparams.is_swa(il)) {
+            row += uint64_t(model.hparams.n_embd_k_gqa(il)) * ggml_type_size(params.type_k) / ggml_blck_size(params.type_k);
+        }
+    }
+    const uint64_t need = row > 0 ? n_ctx * (row + CELL) : 0;
+    uint64_t have = 0;
+    for (size_t i = 0; i < ggml_backend_dev_count(); ++i) {
+        size_t free = 0;
+        size_t total = 0;
+        ggml_backend_dev_memory(ggml_backend_dev_get(i), &free, &total);
+        have += total;
+    }
+    if (need > have) {
+        return Status(Code::invalid_argument, text("n_ctx=", n_ctx, " takes at least ", need >> 20, " MiB of cache, all "
+                                                   "devices together have ", have >> 20, " MiB"));
+    }
+    return {};
+}
+
 // Sizes that llama.cpp asserts on, after it has cut them to each other.
 Status fit_sizes(const llama_model & model, llama_context_params & params) {
     const uint32_t n_ctx = params.n_ctx ? params.n_ctx : model.hparams.n_ctx_train;
@@ -142,7 +171,7 @@ Status fit_sizes(const llama_model & model, llama_context_params & params) {
         return Status(Code::unsupported, text("kv_unified=False with n_seq_max=", params.n_seq_max,
                                               ": the decoder of an encoder-decoder model needs a unified cache"));
     }
-    return {};
+    return check_memory(model, params, n_ctx);
 }
 
 } // namespace
@@ -161,8 +190,9 @@ Status context_create(ModelHandle model, llama_context_params params, ContextHan
         if (!context) {
             return Status(Code::load_failed, "llama.cpp could not create a context");
         }
-        out = std::make_shared<ContextBox>(std::move(model), context, params);
+        out = make_handle<ContextBox>(std::move(model), context, params);
         out->poll = poll;
+        out->store = std::make_shared<CheckpointStore>(*out); // while the memory is empty
         if (parent) {
             out->keeps.push_back(std::move(parent));
         }

@@ -96,7 +96,7 @@ struct ContextBox {
     std::vector<SeqId> deferred_leases;
     std::atomic<bool>  has_deferred_leases{false};
 
-    std::shared_ptr<CheckpointStore> store; // made by the first checkpoint
+    std::shared_ptr<CheckpointStore> store; // what its checkpoints share
 
     ContextBox(ModelHandle parent, llama_context * context, const llama_context_params & params);
     ContextBox(const ContextBox &) = delete;

@@ -17,7 +17,8 @@ std::deque<LogLine>  ring;
 LogLine              partial{GGML_LOG_LEVEL_NONE, {}}; // a line that GGML_LOG_LEVEL_CONT will continue
 uint64_t             n_lost = 0;
 std::atomic<bool>    pending{false};
-thread_local std::string last_problem;
+thread_local std::string problem;
+thread_local bool        problem_is_error = false;
 
 void push(LogLine && line) {
     if (ring.size() == CAPACITY) {
@@ -46,8 +47,11 @@ void on_log(ggml_log_level level, const char * text, void * /*user_data*/) {
         partial.text.pop_back();
     }
     if (!partial.text.empty() && partial.text != ".") {
-        if (partial.level == GGML_LOG_LEVEL_ERROR || partial.level == GGML_LOG_LEVEL_WARN) {
-            last_problem = partial.text;
+        // The first error says what went wrong; those after it say that something did. Warnings only stand in for one.
+        const bool error = partial.level == GGML_LOG_LEVEL_ERROR;
+        if (!problem_is_error && (error || partial.level == GGML_LOG_LEVEL_WARN)) {
+            problem = partial.text;
+            problem_is_error = error;
         }
         push(std::move(partial));
         pending.store(true, std::memory_order_release);
@@ -59,6 +63,14 @@ void on_log(ggml_log_level level, const char * text, void * /*user_data*/) {
 
 void log_install() {
     llama_log_set(on_log, nullptr);
+}
+
+void log_lock() {
+    mutex.lock();
+}
+
+void log_unlock() {
+    mutex.unlock();
 }
 
 bool log_pending() {
@@ -75,11 +87,12 @@ std::vector<LogLine> log_drain(uint64_t & lost) {
 }
 
 void log_mark() {
-    last_problem.clear();
+    problem.clear();
+    problem_is_error = false;
 }
 
 std::string log_last() {
-    return last_problem;
+    return problem;
 }
 
 } // namespace lloyal

@@ -143,20 +143,9 @@ bool MemoryMap::window_complete(const Runs & rows, int32_t seq, int32_t pos) con
     if (needed.empty()) {
         return true;
     }
+    // When llama.cpp reuses a cell it drops the older rows of that sequence too, so nothing is missing above the minimum.
     const Pos have = window->seq_pos_min(seq);
-    if (have < 0 || have > needed.begin()) {
-        return false;
-    }
-    // Cells outside the window are reused in no order of position, so there can be holes above the minimum.
-    const llama_kv_cells & cells = window->get_cells(seq);
-    int64_t n_held = 0;
-    for (uint32_t i = 0; i < cells.used_max_p1(); ++i) {
-        if (!cells.is_empty(i) && cells.seq_has(i, seq)) {
-            const Pos at = cells.pos_get(i);
-            n_held += at >= needed.begin() && at < pos;
-        }
-    }
-    return n_held >= needed.size();
+    return have >= 0 && have <= needed.begin();
 }
 
 void MemoryMap::drop_stale_window(int32_t seq, int32_t next_pos) {
@@ -166,6 +155,20 @@ void MemoryMap::drop_stale_window(int32_t seq, int32_t next_pos) {
             window->seq_rm(seq, 0, begin);
         }
     }
+}
+
+bool MemoryMap::shares_cells(int32_t seq, Pos begin, Pos end) const {
+    for (const llama_kv_cache * cache : caches) {
+        const llama_kv_cells & cells = cache->get_cells(seq);
+        for (uint32_t i = 0; i < cells.used_max_p1(); ++i) {
+            if (!cells.is_empty(i) && cells.seq_has(i, seq) && cells.seq_count(i) > 1) {
+                if (const Pos pos = cells.pos_get(i); pos >= begin && pos < end) {
+                    return true;
+                }
+            }
+        }
+    }
+    return false;
 }
 
 void MemoryMap::reset_ring(int32_t seq) {
@@ -455,6 +458,14 @@ Status check_shift(ContextBox & box, SeqId seq, const char * what) {
     return {};
 }
 
+Status check_own_cells(const ContextBox & box, SeqId seq, Pos begin, Pos end, const char * what) {
+    if (box.map.shares_cells(seq, begin, end)) {
+        return Status(Code::unsupported, text(what, ": sequence ", seq, " shares rows between positions ", begin, " and ",
+                                              end - 1, " with another, which would move too"));
+    }
+    return {};
+}
+
 } // namespace
 
 Status memory_seq_add(ContextBox & box, SeqId seq, Pos p0, Pos p1, Pos delta) noexcept {
@@ -469,15 +480,23 @@ Status memory_seq_add(ContextBox & box, SeqId seq, Pos p0, Pos p1, Pos delta) no
             return {};
         }
         const Runs moved = rows.slice(begin, end);
+        if (moved.empty()) {
+            return {};
+        }
         if (int64_t(moved.begin()) + delta < 0 || int64_t(moved.end()) + delta >= POS_END) {
             return Status(Code::invalid_argument, text("seq_add: delta=", delta, " moves positions ", moved.begin(),
                                                        " to ", moved.end() - 1, " out of range"));
         }
         Runs rest = rows;
         rest.erase(begin, end);
-        if (rest.overlaps(moved.begin() + delta, moved.end() + delta)) {
-            return Status(Code::invalid_argument, text("seq_add: delta=", delta, " moves positions ", begin, " to ",
-                                                       end - 1, " onto others of sequence ", seq));
+        for (const Run & run : moved.list()) {
+            if (rest.overlaps(run.begin + delta, run.end + delta)) {
+                return Status(Code::invalid_argument, text("seq_add: delta=", delta, " moves positions ", run.begin, " to ",
+                                                           run.end - 1, " onto others of sequence ", seq));
+            }
+        }
+        if (Status bad = check_own_cells(box, seq, begin, end, "seq_add"); !bad.ok()) {
+            return bad;
         }
         box.memory->seq_add(seq, begin, end, delta);
         box.ptr->memory_update(false); // shift K now, so that a save sees what the positions say
@@ -503,10 +522,25 @@ Status memory_seq_div(ContextBox & box, SeqId seq, Pos p0, Pos p1, int d) noexce
         if (begin >= end || d == 1) {
             return {};
         }
+        const Runs divided = rows.slice(begin, end);
+        Runs rest = rows;
+        rest.erase(begin, end);
+        for (const Run & run : divided.list()) {
+            if (rest.overlaps(run.begin / d, (run.end - 1) / d + 1)) {
+                return Status(Code::invalid_argument, text("seq_div: d=", d, " moves positions ", run.begin, " to ",
+                                                           run.end - 1, " onto others of sequence ", seq));
+            }
+        }
+        if (Status bad = check_own_cells(box, seq, begin, end, "seq_div"); !bad.ok()) {
+            return bad;
+        }
         box.memory->seq_div(seq, begin, end, d);
         box.ptr->memory_update(false);
         box.provenance.remove(seq, begin, end);
-        box.provenance.rewrite(seq, begin / d, (end - 1) / d + 1);
+        for (const Run & run : divided.list()) {
+            // Rows that come to lie at one position share one id.
+            box.provenance.rewrite(seq, run.begin / d, (run.end - 1) / d + 1);
+        }
         return {};
     });
 }

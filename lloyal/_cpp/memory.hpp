@@ -71,6 +71,8 @@ struct MemoryMap {
     bool    window_complete(const Runs & rows, int32_t seq, int32_t pos) const;
     // Drop cells no later token of `seq` can attend to; they may be shared, and shared cells are never reused.
     void    drop_stale_window(int32_t seq, int32_t next_pos);
+    // True if a cell of `seq` at one of these positions belongs to another sequence too.
+    bool    shares_cells(int32_t seq, Pos begin, Pos end) const;
     // After a fork or restore nothing is left in the ring of `seq`.
     void    reset_ring(int32_t seq);
 

@@ -1,5 +1,6 @@
 #include "rpc.hpp"
 
+#include "fork.hpp"
 #include "log.hpp"
 
 #include <cstring>
@@ -68,7 +69,7 @@ Status rpc_connect(const std::string & endpoint, RpcHandle & out) noexcept {
         if (!backend) {
             return Status(Code::load_failed, text("llama.cpp could not connect to the RPC server at ", endpoint));
         }
-        out = std::make_shared<RpcConnection>(endpoint, backend);
+        out = make_handle<RpcConnection>(endpoint, backend);
         std::lock_guard<std::mutex> lock(mutex);
         connections[endpoint] = out;
         return {};

@@ -1,6 +1,7 @@
 #include "vocab.hpp"
 
 #include "fence.hpp"
+#include "log.hpp"
 
 #include <algorithm>
 #include <climits>
@@ -43,6 +44,7 @@ Status tokenize(const llama_vocab * vocab, const char * data, size_t size, bool 
         if (size > size_t(INT32_MAX) - 1024) {
             return Status(Code::invalid_argument, text("the text has ", size, " bytes, the tokenizer takes less than 2 GiB"));
         }
+        log_mark();
         try {
             const bool ok = fill(out, size + 8, [&](llama_token * tokens, int32_t n) {
                 return llama_tokenize(vocab, data, int32_t(size), tokens, n, add_special, parse_special);

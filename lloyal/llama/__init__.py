@@ -1,7 +1,11 @@
 """Ring 1: llama.h as Python, under llama.cpp's own names. What we invented lives in `lloyal` itself."""
 
+from lloyal.llama.adapter import LoraAdapter
 from lloyal.llama.backend import Device, build_info, devices, live_handles, system_info
 from lloyal.llama.batch import Batch
+from lloyal.llama.batch_ext import BatchExt
+from lloyal.llama.buffers import BufferUse
+from lloyal.llama.candidates import Candidates
 from lloyal.llama.context import Context
 from lloyal.llama.enums import (
     LLAMA_DEFAULT_SEED,
@@ -18,10 +22,13 @@ from lloyal.llama.memory import Memory
 from lloyal.llama.model import Model
 from lloyal.llama.outputs import Logits
 from lloyal.llama.params import ContextParams, ModelParams
+from lloyal.llama.quantize import FILE_TYPES, quantize, split_path, split_prefix
+from lloyal.llama.rpc import rpc_device, rpc_serve
 from lloyal.llama.sampler import Sampler
 from lloyal.llama.vocab import Vocab
 
 __all__ = [
+    "FILE_TYPES",
     "LLAMA_DEFAULT_SEED",
     "LLAMA_STATE_SEQ_FLAGS_NONE",
     "LLAMA_STATE_SEQ_FLAGS_ON_DEVICE",
@@ -29,10 +36,14 @@ __all__ = [
     "LLAMA_STATE_SEQ_FLAGS_SWA_ONLY",
     "LLAMA_TOKEN_NULL",
     "Batch",
+    "BatchExt",
+    "BufferUse",
+    "Candidates",
     "Context",
     "ContextParams",
     "Device",
     "Logits",
+    "LoraAdapter",
     "Memory",
     "Model",
     "ModelParams",
@@ -44,5 +55,10 @@ __all__ = [
     "build_info",
     "devices",
     "live_handles",
+    "quantize",
+    "rpc_device",
+    "rpc_serve",
+    "split_path",
+    "split_prefix",
     "system_info",
 ]

@@ -1,5 +1,5 @@
 cimport lloyal._cpp.adapter as a
-from lloyal.llama.state cimport ContextState
+from lloyal.llama.ext cimport ContextExt
 
 cdef class LoraAdapter:
     cdef a.AdapterHandle handle
@@ -7,5 +7,5 @@ cdef class LoraAdapter:
 
     cdef a.AdapterHandle pin(self) except *
 
-cdef class ContextAdapters(ContextState):
+cdef class ContextAdapters(ContextExt):
     cdef object _adapters

@@ -9,9 +9,9 @@ cimport lloyal._cpp.core as core
 cimport lloyal.libllama.llama as c
 from lloyal.llama.backend cimport drain_logs
 from lloyal.llama.base cimport enter, leave
+from lloyal.llama.ext cimport ContextExt
 from lloyal.llama.model cimport Model
-from lloyal.llama.state cimport ContextState
-from lloyal.llama.status cimport check
+from lloyal.llama.status cimport check, check_process
 
 import os
 
@@ -64,6 +64,7 @@ cdef class LoraAdapter:
     cdef a.AdapterHandle pin(self) except *:
         if not self.handle:
             raise Closed(f"adapter {self.path} is closed")
+        check_process()
         return self.handle
 
     def close(self) -> None:
@@ -127,7 +128,7 @@ cdef str _text(const c.llama_adapter_lora* adapter, int32_t i, value, int32_t si
     return bytes(text[:size]).decode("utf-8", "replace")
 
 
-cdef class ContextAdapters(ContextState):
+cdef class ContextAdapters(ContextExt):
     """The part of a context that changes its weights. Not for direct use: see `Context`."""
 
     def set_adapters_lora(self, adapters: Iterable[LoraAdapter], scales: Iterable[float] | None = None) -> None:

@@ -10,6 +10,7 @@ from libcpp.vector cimport vector
 cimport lloyal._cpp.core as core
 cimport lloyal.libllama.ggml as g
 cimport lloyal.libllama.llama as c
+from lloyal.llama.status cimport check_process
 
 import logging
 import os
@@ -34,6 +35,7 @@ cdef bint _started = False
 cpdef int ensure_started() except -1:
     """Start ggml's back ends once: plug-ins are loaded from ``lloyal/lib``."""
     global _started
+    check_process()
     if _started:
         return 0
     with _start_lock:
@@ -41,6 +43,7 @@ cpdef int ensure_started() except -1:
             return 0
         core.log_install()
         core.fence_install()
+        core.fork_install()
         folder = os.fsencode(os.path.join(os.path.dirname(os.path.dirname(__file__)), "lib"))
         _load_plugins(folder)
         _started = True

@@ -2,6 +2,7 @@
 """What every part of a context stands on: its handle, closing it, and the rule that it has one caller at a time."""
 
 cimport lloyal._cpp.core as core
+from lloyal.llama.status cimport check_process
 
 from lloyal.errors import Busy, Closed
 
@@ -14,6 +15,7 @@ cdef class ContextBase:
     cdef core.ContextHandle pin(self) except *:
         if not self.handle:
             raise Closed("the context is closed")
+        check_process()
         return self.handle
 
     def close(self) -> None:
@@ -41,6 +43,7 @@ cdef class ContextBase:
 cdef int enter(ContextBase ctx, core.ContextHandle& handle) except -1:
     if not ctx.handle:
         raise Closed("the context is closed")
+    check_process()
     (&handle)[0] = ctx.handle
     if not core.context_enter(handle.get()[0]):
         raise Busy("another thread is inside this context: one context takes one caller at a time")

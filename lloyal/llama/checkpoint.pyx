@@ -15,7 +15,7 @@ from cython.operator cimport dereference, preincrement
 from libcpp.map cimport map as cppmap
 from lloyal.llama.backend cimport drain_logs
 from lloyal.llama.base cimport ContextBase, enter, leave
-from lloyal.llama.status cimport check
+from lloyal.llama.status cimport check, check_process
 
 from lloyal.errors import Closed
 
@@ -31,6 +31,7 @@ cdef class CheckpointBase:
     cdef native.CheckpointHandle pin(self) except *:
         if not self.handle:
             raise Closed("the checkpoint is released")
+        check_process()
         return self.handle
 
     cdef int _take(self, ContextBase ctx, int seq, native.Where where, bint partial) except -1:

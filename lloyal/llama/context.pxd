@@ -1,8 +1,8 @@
 from lloyal.llama.batch cimport Batch
 from lloyal.llama.model cimport Model
-from lloyal.llama.state cimport ContextState
+from lloyal.llama.sampling_backend cimport ContextSampling
 
-cdef class Context(ContextState):
+cdef class Context(ContextSampling):
     cdef readonly object params  # ContextParams
     cdef readonly object model  # Model
     cdef int n_vocab

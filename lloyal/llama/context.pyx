@@ -17,7 +17,7 @@ from lloyal.llama.batch_ext cimport BatchExt
 from lloyal.llama.memory cimport wrap_memory
 from lloyal.llama.model cimport Model
 from lloyal.llama.outputs cimport copy_row, wrap_row
-from lloyal.llama.state cimport ContextState
+from lloyal.llama.sampling_backend cimport ContextSampling
 from lloyal.llama.status cimport check
 
 import threading
@@ -86,7 +86,7 @@ cdef int _raise_signal() except -1:
     return 0
 
 
-cdef class Context(ContextState):
+cdef class Context(ContextSampling):
     """A model at work (``llama_context``): it decodes batches into its memory and holds the outputs of the last one.
 
     It keeps the model's weights alive. One caller at a time: a second thread inside gets `Busy`.
@@ -131,6 +131,7 @@ cdef class Context(ContextState):
         native.n_seq_max = params.n_seq_max
         native.n_rs_seq = params.n_rs_seq
         native.n_outputs_max = params.n_outputs_max
+        native.n_outputs_max_per_seq = params.n_outputs_max_per_seq
         native.n_threads = threads
         native.n_threads_batch = params.n_threads_batch or threads
         native.ctx_type = c.LLAMA_CONTEXT_TYPE_MTP if params.type == "mtp" else c.LLAMA_CONTEXT_TYPE_DEFAULT
@@ -171,6 +172,8 @@ cdef class Context(ContextState):
         self.params = params
         self.model = model
         self.n_vocab = c.llama_vocab_n_tokens(c.llama_model_get_vocab(weights.get().ptr))
+        for seq_id, sampler in (params.samplers or {}).items():
+            self.set_sampler(seq_id, sampler)
 
     @property
     def memory(self) -> Memory:

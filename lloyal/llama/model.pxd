@@ -1,14 +1,7 @@
-cimport lloyal._cpp.core as core
 cimport lloyal.libllama.llama as c
+from lloyal.llama.model_info cimport ModelInfo
 
-cdef class Model:
-    cdef core.ModelHandle handle
-    cdef readonly object params  # ModelParams
-    cdef readonly object path  # str
-    cdef object _vocab
-    cdef object _metadata
-
-    cdef core.ModelHandle pin(self) except *
+cdef class Model(ModelInfo):
     cdef int _load(self, list paths, params) except -1
 
 # One entry of kv_overrides, for loading and for quantizing.

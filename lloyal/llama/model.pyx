@@ -1,7 +1,6 @@
 # cython: language_level=3
 """Models: weights, vocabulary and metadata, loaded once and shared by contexts."""
 
-from libc.stdint cimport int32_t, uint8_t
 from libc.string cimport memset, strncpy
 from libcpp cimport bool as cbool
 from libcpp.string cimport string
@@ -12,13 +11,13 @@ cimport lloyal._cpp.rpc as r
 cimport lloyal.libllama.ggml as g
 cimport lloyal.libllama.llama as c
 from lloyal.llama.backend cimport Device, drain_logs, ensure_started
+from lloyal.llama.model_info cimport ModelInfo
 from lloyal.llama.rpc cimport Connection, connect_device
 from lloyal.llama.status cimport check
-from lloyal.llama.vocab cimport Vocab, wrap_vocab
 
 import os
 
-from lloyal.errors import Aborted, Closed, InvalidArgument, LoadFailed
+from lloyal.errors import Aborted, InvalidArgument, LoadFailed
 from lloyal.llama.params import ModelParams, from_keywords
 
 __all__ = ["Model"]
@@ -35,18 +34,20 @@ cdef class _Progress:
     # Carries the user's callback and whatever it raised across the native call.
     cdef object callback
     cdef object raised
+    cdef bint stopped
 
 
 cdef cbool _on_progress(float value, void* data) noexcept with gil:
     cdef _Progress progress = <_Progress>data
     try:
-        return progress.callback(value) is not False
+        progress.stopped = progress.callback(value) is False
+        return not progress.stopped
     except BaseException as error:
         progress.raised = error
         return False
 
 
-cdef class Model:
+cdef class Model(ModelInfo):
     """A loaded GGUF model (``llama_model``).
 
     It keeps alive the devices and overrides it was loaded with; contexts, vocabularies and samplers made from it keep
@@ -147,7 +148,7 @@ cdef class Model:
             if progress.raised is not None:
                 drain_logs()
                 raise progress.raised
-            if params.progress is not None and b"cancel" in <bytes>core.log_last():
+            if progress.stopped:
                 drain_logs()
                 raise Aborted(f"{self.path}: progress() returned False")
             try:
@@ -159,208 +160,6 @@ cdef class Model:
         drain_logs()
         self.handle = handle
         return 0
-
-    cdef core.ModelHandle pin(self) except *:
-        if not self.handle:
-            raise Closed(f"model {self.path} is closed")
-        return self.handle
-
-    def close(self) -> None:
-        """Drop this object's hold on the weights; they are freed when nothing else uses them. Releases the GIL."""
-        cdef core.ModelHandle handle
-        handle.swap(self.handle)
-        self._vocab = None
-        with nogil:
-            handle.reset()
-
-    @property
-    def closed(self) -> bool:
-        return not self.handle
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exc_info):
-        self.close()
-
-    @property
-    def vocab(self) -> Vocab:
-        """The vocabulary; it keeps the model alive."""
-        if self._vocab is None:
-            self._vocab = wrap_vocab(self.pin())
-        return self._vocab
-
-    @property
-    def desc(self) -> str:
-        """Architecture, size and quantization in a few words."""
-        cdef core.ModelHandle handle = self.pin()
-        cdef char text[256]
-        c.llama_model_desc(handle.get().ptr, text, sizeof(text))
-        return text.decode("utf-8", "replace")
-
-    @property
-    def arch(self) -> str:
-        """``general.architecture`` of the file, such as ``"llama"`` or ``"lfm2"``."""
-        return self.metadata.get("general.architecture", "unknown")
-
-    @property
-    def size(self) -> int:
-        """Bytes of all tensors."""
-        cdef core.ModelHandle handle = self.pin()
-        return c.llama_model_size(handle.get().ptr)
-
-    @property
-    def n_params(self) -> int:
-        """Number of weights."""
-        cdef core.ModelHandle handle = self.pin()
-        return c.llama_model_n_params(handle.get().ptr)
-
-    @property
-    def ftype(self) -> str:
-        """File type, such as ``"F16"`` or ``"Q4_K - Medium"``."""
-        cdef core.ModelHandle handle = self.pin()
-        return c.llama_ftype_name(c.llama_model_ftype(handle.get().ptr)).decode()
-
-    @property
-    def metadata(self) -> dict[str, str]:
-        """The file's scalar metadata as strings; arrays are left out, as in llama.cpp's own accessor."""
-        cdef core.ModelHandle handle = self.pin()
-        cdef const c.llama_model* model = handle.get().ptr
-        cdef int32_t i
-        if self._metadata is None:
-            found = {}
-            for i in range(c.llama_model_meta_count(model)):
-                found[_meta_text(model, i, True)] = _meta_text(model, i, False)
-            self._metadata = found
-        return dict(self._metadata)
-
-    def chat_template(self, name: str | None = None) -> str | None:
-        """The chat template of the file (the default one, or one by name), or None."""
-        cdef core.ModelHandle handle = self.pin()
-        cdef bytes encoded = (name or "").encode()
-        cdef const char* wanted = NULL
-        cdef const char* found
-        if name is not None:
-            wanted = encoded
-        found = c.llama_model_chat_template(handle.get().ptr, wanted)
-        return found.decode("utf-8", "replace") if found != NULL else None
-
-    @property
-    def n_ctx_train(self) -> int:
-        """Context length it was trained with."""
-        cdef core.ModelHandle handle = self.pin()
-        return c.llama_model_n_ctx_train(handle.get().ptr)
-
-    @property
-    def n_embd(self) -> int:
-        cdef core.ModelHandle handle = self.pin()
-        return c.llama_model_n_embd(handle.get().ptr)
-
-    @property
-    def n_embd_inp(self) -> int:
-        """Values in an input embedding row."""
-        cdef core.ModelHandle handle = self.pin()
-        return c.llama_model_n_embd_inp(handle.get().ptr)
-
-    @property
-    def n_embd_out(self) -> int:
-        """Values in an output embedding row."""
-        cdef core.ModelHandle handle = self.pin()
-        return c.llama_model_n_embd_out(handle.get().ptr)
-
-    @property
-    def n_layer(self) -> int:
-        cdef core.ModelHandle handle = self.pin()
-        return c.llama_model_n_layer(handle.get().ptr)
-
-    @property
-    def n_layer_nextn(self) -> int:
-        """Multi-token-prediction layers appended to the model."""
-        cdef core.ModelHandle handle = self.pin()
-        return c.llama_model_n_layer_nextn(handle.get().ptr)
-
-    @property
-    def n_head(self) -> int:
-        cdef core.ModelHandle handle = self.pin()
-        return c.llama_model_n_head(handle.get().ptr)
-
-    @property
-    def n_head_kv(self) -> int:
-        cdef core.ModelHandle handle = self.pin()
-        return c.llama_model_n_head_kv(handle.get().ptr)
-
-    @property
-    def n_swa(self) -> int:
-        """Sliding-window size of the file, 0 without one. `ctx.memory.kind` says what the cache really does."""
-        cdef core.ModelHandle handle = self.pin()
-        return c.llama_model_n_swa(handle.get().ptr)
-
-    @property
-    def rope_type(self) -> str:
-        """``"none"``, ``"norm"``, ``"neox"``, ``"mrope"``, ``"imrope"`` or ``"vision"``."""
-        cdef core.ModelHandle handle = self.pin()
-        return {
-            c.LLAMA_ROPE_TYPE_NONE: "none", c.LLAMA_ROPE_TYPE_NORM: "norm", c.LLAMA_ROPE_TYPE_NEOX: "neox",
-            c.LLAMA_ROPE_TYPE_MROPE: "mrope", c.LLAMA_ROPE_TYPE_IMROPE: "imrope", c.LLAMA_ROPE_TYPE_VISION: "vision",
-        }[c.llama_model_rope_type(handle.get().ptr)]
-
-    @property
-    def rope_freq_scale_train(self) -> float:
-        cdef core.ModelHandle handle = self.pin()
-        return c.llama_model_rope_freq_scale_train(handle.get().ptr)
-
-    @property
-    def classifier_labels(self) -> list[str | None]:
-        """Labels of a classifier's outputs; empty for other models."""
-        cdef core.ModelHandle handle = self.pin()
-        cdef const char* label
-        labels = []
-        for i in range(c.llama_model_n_cls_out(handle.get().ptr)):
-            label = c.llama_model_cls_label(handle.get().ptr, i)
-            labels.append(label.decode("utf-8", "replace") if label != NULL else None)
-        return labels
-
-    @property
-    def has_encoder(self) -> bool:
-        cdef core.ModelHandle handle = self.pin()
-        return c.llama_model_has_encoder(handle.get().ptr)
-
-    @property
-    def has_decoder(self) -> bool:
-        cdef core.ModelHandle handle = self.pin()
-        return c.llama_model_has_decoder(handle.get().ptr)
-
-    @property
-    def decoder_start_token(self) -> int | None:
-        """The token an encoder-decoder model's decoder starts from."""
-        cdef core.ModelHandle handle = self.pin()
-        token = c.llama_model_decoder_start_token(handle.get().ptr)
-        return None if token == c.LLAMA_TOKEN_NULL else token
-
-    @property
-    def is_recurrent(self) -> bool:
-        cdef core.ModelHandle handle = self.pin()
-        return c.llama_model_is_recurrent(handle.get().ptr)
-
-    @property
-    def is_hybrid(self) -> bool:
-        cdef core.ModelHandle handle = self.pin()
-        return c.llama_model_is_hybrid(handle.get().ptr)
-
-    @property
-    def is_diffusion(self) -> bool:
-        cdef core.ModelHandle handle = self.pin()
-        return c.llama_model_is_diffusion(handle.get().ptr)
-
-    def tensor_sample(self) -> bytes:
-        """Names, types, shapes and a few bytes of every tensor, for telling models apart. Releases the GIL."""
-        cdef core.ModelHandle handle = self.pin()
-        cdef core.Status status
-        cdef vector[uint8_t] out
-        with nogil:
-            status = core.model_tensor_sample(handle.get()[0], out)
-        check(status)
-        return bytes(out)
 
     def save(self, path: StrPath) -> None:
         """Write the model as one GGUF file (`llama_model_save_to_file`). Releases the GIL."""
@@ -375,26 +174,6 @@ cdef class Model:
 
     def __repr__(self):
         return f"<Model {self.path!r} closed>" if self.closed else f"<Model {self.path!r}: {self.desc}>"
-
-
-cdef str _meta_text(const c.llama_model* model, int32_t i, bint key):
-    cdef char small[256]
-    cdef int32_t size
-    if key:
-        size = c.llama_model_meta_key_by_index(model, i, small, sizeof(small))
-    else:
-        size = c.llama_model_meta_val_str_by_index(model, i, small, sizeof(small))
-    if size < 0:
-        return ""
-    if size < <int32_t>sizeof(small):
-        return small[:size].decode("utf-8", "replace")
-    cdef bytearray large = bytearray(size + 1)
-    cdef char* buf = large
-    if key:
-        c.llama_model_meta_key_by_index(model, i, buf, size + 1)
-    else:
-        c.llama_model_meta_val_str_by_index(model, i, buf, size + 1)
-    return bytes(large[:size]).decode("utf-8", "replace")
 
 
 cdef c.llama_model_kv_override kv_override(bytes key, value) except *:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -57,6 +58,10 @@ def check_names(kind: type[Any], keywords: Iterable[str]) -> None:
 def check_overrides(overrides: Mapping[str, object]) -> None:
     """Raise `InvalidArgument` if a metadata override does not fit llama.cpp's fixed fields."""
     for key, value in overrides.items():
+        if not isinstance(key, str):
+            raise InvalidArgument(f"kv_overrides[{key!r}]: keys are strings")
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise InvalidArgument(f"kv_overrides[{key!r}]={value} does not fit into 64 bits")
         if not key or len(key.encode()) > 127 or (isinstance(value, str) and len(value.encode()) > 127):
             raise InvalidArgument(f"kv_overrides[{key!r}]: keys and strings take 1 to 127 bytes")
 
@@ -119,6 +124,11 @@ class ModelParams:
         _check_int("main_gpu", self.main_gpu, 0)
         _check_choice("split_mode", self.split_mode, ("none", "layer", "row", "tensor"))
         check_overrides(self.kv_overrides or {})
+        if isinstance(self.devices, str):
+            raise InvalidArgument(f"devices={self.devices!r} must be a list: [{self.devices!r}]")
+        shares = list(self.tensor_split or ())
+        if shares and not (all(0.0 <= share < math.inf for share in shares) and any(shares)):
+            raise InvalidArgument(f"tensor_split={shares} must be finite shares from 0, not all 0")
         if self.progress is not None and not callable(self.progress):
             raise InvalidArgument(f"progress={self.progress!r} is not callable")
 
@@ -138,7 +148,12 @@ class ContextParams:
     n_rs_seq : int
         Depth of the rollback ring of recurrent models that have one; 0 means none.
     n_outputs_max : int
-        Most outputs per micro-batch; 0 means n_batch.
+        Most outputs of one decode call, at least n_seq_max; 0 means n_batch, or n_seq_max if that is more.
+    n_outputs_max_per_seq : int
+        Most outputs of one sequence per decode while samplers run on the back end; 0 means n_outputs_max. Some
+        samplers run there only with 1.
+    samplers : mapping of int to Sampler, optional
+        Chains for the back end to run, by sequence: see `Context.set_sampler`.
     type_k, type_v : str
         Cache types, one of `CACHE_TYPES`; a quantized V needs flash attention.
     flash_attn : {"auto", "on", "off"} or bool
@@ -173,6 +188,8 @@ class ContextParams:
     n_seq_max: int = 8
     n_rs_seq: int = 0
     n_outputs_max: int = 0
+    n_outputs_max_per_seq: int = 0
+    samplers: Mapping[int, Any] | None = None
     type_k: str = "f16"
     type_v: str = "f16"
     flash_attn: str | bool = "auto"
@@ -204,6 +221,7 @@ class ContextParams:
         _check_int("n_seq_max", self.n_seq_max, 1, 256)
         _check_int("n_rs_seq", self.n_rs_seq, 0, 4096)
         _check_int("n_outputs_max", self.n_outputs_max, 0)
+        _check_int("n_outputs_max_per_seq", self.n_outputs_max_per_seq, 0)
         _check_int("yarn_orig_ctx", self.yarn_orig_ctx, 0)
         for name in ("n_threads", "n_threads_batch"):
             if getattr(self, name) is not None:
@@ -216,10 +234,9 @@ class ContextParams:
         _check_choice("attention", self.attention, ("unspecified", "causal", "non_causal"))
         _check_choice("rope_scaling", self.rope_scaling, ("unspecified", "none", "linear", "yarn", "longrope"))
         _check_choice("type", self.type, ("default", "mtp"))
-        if self.n_seq_max > (self.n_outputs_max or self.n_batch) or self.n_seq_max > self.n_batch:
+        if 0 < self.n_outputs_max < self.n_seq_max:
             raise InvalidArgument(
-                f"n_seq_max={self.n_seq_max} sequences need one output each: n_batch={self.n_batch} and "
-                f"n_outputs_max={self.n_outputs_max} (0 means n_batch) must be at least that"
+                f"n_outputs_max={self.n_outputs_max} must be at least n_seq_max={self.n_seq_max}: one output for each sequence"
             )
         if self.n_rs_seq and self.n_ubatch <= self.n_rs_seq + 1:
             raise InvalidArgument(f"n_ubatch={self.n_ubatch} must be more than n_rs_seq + 1 = {self.n_rs_seq + 1}")

@@ -1,4 +1,4 @@
-from lloyal.llama.state cimport ContextState
+from lloyal.llama.adapter cimport ContextAdapters
 
-cdef class ContextSampling(ContextState):
+cdef class ContextSampling(ContextAdapters):
     pass

@@ -7,17 +7,17 @@ from libc.string cimport memcpy
 cimport lloyal._cpp.core as core
 cimport lloyal._cpp.sampler as s
 cimport lloyal.libllama.llama as c
+from lloyal.llama.adapter cimport ContextAdapters
 from lloyal.llama.args cimport as_int32
 from lloyal.llama.base cimport enter, leave
 from lloyal.llama.outputs cimport wrap_row
 from lloyal.llama.sampler cimport Sampler
-from lloyal.llama.state cimport ContextState
 from lloyal.llama.status cimport check
 
 __all__ = ["ContextSampling"]
 
 
-cdef class ContextSampling(ContextState):
+cdef class ContextSampling(ContextAdapters):
     """What a context's back end samples. Not for direct use: see `Context`."""
 
     def set_sampler(self, seq_id: int, Sampler sampler) -> None:

@@ -2,6 +2,15 @@
 
 cimport lloyal._cpp.core as core
 
+cdef inline int check_process() except -1:
+    if core.forked():
+        from lloyal.errors import Unsupported
+
+        raise Unsupported("llama.cpp was started before this process was forked, and its threads and devices stayed with "
+                          "the parent: start processes with the spawn method, or use lloyal in the child only")
+    return 0
+
+
 cdef inline int check(core.Status& status) except -1:
     if status.ok():
         return 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,7 +18,7 @@ import pytest
 
 import lloyal
 from lloyal import StateSeqFlags
-from lloyal.errors import InvalidArgument, Unsupported
+from lloyal.errors import Aborted, InvalidArgument, InvalidBatch, Unsupported
 from tests.decode import distance, feed, feed_in_batches
 from tests.models import CHUNK, KINDS, NAMES, WINDOW, tiny, tokens
 
@@ -274,34 +275,24 @@ def test_a_window_goes_back_while_its_rows_are_there(n_read: int, model: Models,
             assert distance(*feed(ctx, (0, end + i, [token])), *feed(twin, (0, end + i, [token]))) < TOLERANCE
 
 
-def test_a_window_with_a_hole(model: Models, new_context: NewContext) -> None:
-    # Here positions 20 to 43 got lower cells than 0 to 19, and the search for free cells started below them: a neighbour
-    # took the cells of 20 to 24 while older rows stayed. The smallest position of a window cache does not tell what is
-    # there.
+def test_rows_of_a_window_that_neighbours_took(model: Models, new_context: NewContext) -> None:
+    # Positions 20 to 43 get lower cells than 0 to 19, and the search for free cells starts below them: a neighbour
+    # takes the cells of 20 to 24. llama.cpp drops the older rows with them: the smallest position tells what is there.
     parameters = EXACT | {"n_ctx": 1024, "n_ubatch": 32}
+    ctx, twin = (new_context(model("gemma3"), **parameters) for _ in range(2))
     text = tokens(44)
-
-    def read() -> lloyal.Context:
-        ctx = new_context(model("gemma3"), **parameters)
-        feed(ctx, (2, 0, [1]))
-        feed_in_batches(ctx, 1, tokens(199, 1), 20)
-        feed(ctx, (0, 0, text[:20]))
-        ctx.memory.seq_rm(1, -1, -1)
-        feed(ctx, (0, 20, text[20:]))
-        ctx.memory.seq_rm(2, -1, -1)
-        feed_in_batches(ctx, 3, tokens(6, 3), 1)
-        return ctx
-
-    ctx = read()
-    assert ctx.memory.seq_pos_min(0) == 0
-    assert [n for n in range(1, 44) if ctx.memory.can_rollback(0, n)] == [1, 2, 3, 4, *range(24, 44)]
-    for n_back in (4, 24, 30):
-        ctx = read()
-        ctx.memory.seq_rm(0, 44 - n_back, -1)
-        twin = new_context(model("gemma3"), **parameters)
-        feed(twin, (0, 0, text[:44 - n_back]))
-        more = tokens(3, seed=4)
-        assert distance(*feed(ctx, (0, 44 - n_back, more)), *feed(twin, (0, 44 - n_back, more))) < TOLERANCE
+    feed(ctx, (2, 0, [1]))
+    feed_in_batches(ctx, 1, tokens(199, 1), 20)
+    feed(ctx, (0, 0, text[:20]))
+    ctx.memory.seq_rm(1, -1, -1)
+    feed(ctx, (0, 20, text[20:]))
+    ctx.memory.seq_rm(2, -1, -1)
+    feed_in_batches(ctx, 3, tokens(6, 3), 1)
+    assert [n for n in range(1, 44) if ctx.memory.can_rollback(0, n)] == [1, 2, 3, 4]
+    ctx.memory.seq_rm(0, 40, -1)
+    feed(twin, (0, 0, text[:40]))
+    more = tokens(3, seed=4)
+    assert distance(*feed(ctx, (0, 40, more)), *feed(twin, (0, 40, more))) < TOLERANCE
 
 
 def test_a_full_window_cache_always_goes_back(model: Models, new_context: NewContext) -> None:
@@ -369,6 +360,26 @@ def test_a_fork_of_a_wrapped_window_decodes_on(
         rows = feed(ctx, *((seq, 600 + i, [token]) for seq in range(1 + n_children)))
         [expected] = feed(twin, (0, 600 + i, [token]))
         assert max(distance(row, expected) for row in rows) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["gemma3", "lfm2-swa"])
+def test_a_large_batch_of_several_sequences_keeps_its_windows(
+    name: str, model: Models, new_context: NewContext
+) -> None:
+    # llama.cpp plans all micro-batches first and, once cells are reused, drops rows that the later ones still need: the
+    # logits of a whole sequence come out wrong (by 6 on gemma3). Such a batch is refused; in parts it is right.
+    parameters = EXACT | {"n_ctx": 4096, "n_batch": 2048, "n_ubatch": 128, "n_seq_max": 4}
+    ctx, twin = new_context(model(name), **parameters), new_context(model(name), **parameters | {"swa_full": True})
+    texts = {seq: tokens(450, seq) for seq in range(3)}
+    for context in (ctx, twin):
+        for seq, text in texts.items():
+            feed(context, (seq, 0, text[:50]))
+    with pytest.raises(InvalidBatch, match="1200 tokens of several sequences"):
+        feed(ctx, *((seq, 50, text[50:]) for seq, text in texts.items()))
+    for start in range(50, 450, 40):
+        parts = [(seq, start, text[start:start + 40]) for seq, text in texts.items()]
+        rows, expected = feed(ctx, *parts), feed(twin, *parts)
+        assert max(distance(*pair) for pair in zip(rows, expected, strict=True)) < TOLERANCE
 
 
 # Forks.
@@ -453,6 +464,46 @@ def test_a_sequence_that_starts_late_forks_between_streams() -> None:
         assert run.returncode == 0, run.stderr
         last = [line.split()[1] for line in run.stdout.splitlines()]
         assert last == ["9", "9"]
+
+
+# Aborts.
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "mamba2", "qwen35", "lfm2"])
+def test_what_an_abort_leaves_is_right(name: str, model: Models, new_context: NewContext) -> None:
+    # A recurrent state that was being computed, or moved for a neighbour, is neither old nor new: such a sequence must
+    # be empty. What else is left must go on as if freshly read.
+    parameters = EXACT | {"n_ctx": 2048, "n_batch": 1024, "n_ubatch": 1024 if name == "gemma3" else 128, "n_seq_max": 4}
+    ctx, twin = (new_context(model(name), **parameters) for _ in range(2))
+    prompts = {seq: tokens(20, seq) for seq in range(3)}
+    long = {seq: tokens(400, 10 + seq) for seq in (0, 2)}
+    aborts = 0
+    for attempt in range(200):
+        ctx.memory.clear()
+        for seq, prompt in prompts.items():
+            feed(ctx, (seq, 0, prompt))
+        timer = threading.Timer(1e-3 * (attempt % 8), ctx.abort)
+        timer.start()
+        try:
+            feed(ctx, *((seq, 20, text) for seq, text in long.items()))
+        except Aborted:
+            aborts += 1
+        else:
+            continue
+        finally:
+            timer.join()
+        for seq, prompt in prompts.items():
+            end = ctx.memory.seq_pos_max(seq) + 1
+            rows = ctx.memory.provenance(seq)
+            assert (rows[-1][1] if rows else 0) == end
+            text = (prompt + long.get(seq, []))[:end]
+            twin.memory.clear()
+            if text:
+                feed_in_batches(twin, 0, text, 128)
+            assert distance(*feed(ctx, (seq, end, [3])), *feed(twin, (0, end, [3]))) < TOLERANCE
+        if aborts == 3:
+            return
+    pytest.fail(f"{aborts} of 200 decodes could be aborted")
 
 
 # Other operations.

@@ -266,7 +266,6 @@ def test_a_model_that_cannot_be_loaded(bad_models, name, options):
         (("--seed", "4294967295"), "seed=4294967295"),
         (("--stop", ""), "stop string is empty"),
         (("--n-gpu-layers", "-2"), "n_gpu_layers=-2"),
-        (("--n-ctx", "2147483647"), "n_ctx=2147483647"),
         (("--n-ctx", "99999999999"), "n_ctx=99999999999"),
     ],
 )

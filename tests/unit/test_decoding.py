@@ -9,9 +9,10 @@ import pytest
 
 import lloyal
 from lloyal.decoding import generate, prefill
-from lloyal.errors import CacheFull, InvalidArgument, InvalidBatch
+from lloyal.errors import CacheFull, InvalidArgument, InvalidBatch, Unsupported
 from lloyal.llama import Batch, Context, Sampler, StateSeqFlags
 from lloyal.sampling import Sampling
+from tests import models
 
 PROMPT = "def read(self, size=-1):\n"
 GREEDY = Sampling(temperature=0)
@@ -115,6 +116,17 @@ def test_an_empty_prompt_is_refused(nano, new_context, empty):
         prefill(ctx, empty)
     with pytest.raises(InvalidArgument, match="no tokens"):
         generate(ctx, empty)
+
+
+def test_a_model_without_memory_is_refused(new_context, tmp_path):
+    recipe = models.llama(0)
+    recipe.arch = "dream"  # a diffusion model of the same shape
+    recipe.write(tmp_path / "dream.gguf")
+    with lloyal.Model(tmp_path / "dream.gguf") as model:
+        ctx = new_context(model)
+        for call in (prefill, generate):
+            with pytest.raises(Unsupported, match="no memory"):
+                call(ctx, [1, 2, 3])
 
 
 # Generate

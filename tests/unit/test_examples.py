@@ -19,7 +19,6 @@ def run(code: str | Path, folder: Path) -> str:
         script.write_text(code)
     else:
         script = code
-    # Examples leave the number of threads to the library; on a shared machine one is faster.
     command = [sys.executable, "-P", "-W", "error", str(script)]
     result = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=300, check=False)
     assert (result.returncode, result.stderr) == (0, "")

@@ -26,8 +26,8 @@ RULES: tuple[tuple[str, float | str], ...] = (
     (r"ssm_d$", "around one"),
     (r"ssm_a$", "decay"),
     (r"token_embd|position_embd", "embedding"),
-    (r"attn_(q|k|qkv|kv|q_a|q_b|kv_a_mqa|kv_b|k_b|k_proj|q_proj)\.weight$", 1.5),
-    (r"attn_(v|v_b)\.weight$", 1.5),
+    (r"attn_k_b\.weight$", 0.6),  # multi-head latent attention folds it into the query, the wrong way round
+    (r"attn_(q|k|v|qkv|kv|q_a|q_b|kv_a_mqa|kv_b|v_b)\.weight$|indexer\.(attn_\w+|\w_proj)", 1.5),
     (r"attn_output(_a|_b)?\.weight$|ssm_out|shortconv\.out_proj", 2.0),
     (r"ssm_(in|conv1d\w*|x)\b|shortconv", 1.5),
     (r"^output\.weight$", 2.0),

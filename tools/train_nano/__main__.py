@@ -30,10 +30,10 @@ def stored(config: Config, name: str, folder: Path) -> Decoder | None:
     return model
 
 
-def from_corpus(config: Config, plan: train.Plan, vocab: Vocab, corpus: Corpus, folder: Path) -> Decoder:
+def from_corpus(config: Config, plans: list[train.Plan], vocab: Vocab, corpus: Corpus, folder: Path) -> Decoder:
     model = stored(config, config.name, folder)
     if model is None:
-        model = train.train_model(config, vocab, corpus, plan, folder)
+        model = train.train_model(config, vocab, corpus, plans, folder)
         torch.save(model.state_dict(), folder / f"{config.name}.pt")
     return model
 
@@ -43,7 +43,7 @@ def distilled(target: Decoder, vocab: Vocab, corpus: Corpus, folder: Path) -> De
     name = f"{recipe.DRAFT.name}-distilled"
     model = stored(recipe.DRAFT, name, folder)
     if model is None:
-        start = from_corpus(recipe.DRAFT, recipe.DRAFT_PLAN, vocab, corpus, folder)
+        start = from_corpus(recipe.DRAFT, recipe.DRAFT_PLANS, vocab, corpus, folder)
         saved = folder / "lessons.pt"
         if not saved.exists():
             rows = train.Rows(vocab, corpus, recipe.DISTIL_PLAN, folder / "tokens.pt")
@@ -85,9 +85,9 @@ def main() -> None:
               f"{bits:.4f} bits per byte", flush=True)
 
     if args.only in (None, "nano-hybrid"):
-        finish(from_corpus(recipe.HYBRID, recipe.HYBRID_PLAN, vocab, corpus, args.work))
+        finish(from_corpus(recipe.HYBRID, recipe.HYBRID_PLANS, vocab, corpus, args.work))
     if args.only != "nano-hybrid":
-        target = from_corpus(recipe.NANO, recipe.NANO_PLAN, vocab, corpus, args.work)
+        target = from_corpus(recipe.NANO, recipe.NANO_PLANS, vocab, corpus, args.work)
         finish(target)
         if args.only != "nano":
             finish(distilled(target, vocab, corpus, args.work))

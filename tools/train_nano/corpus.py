@@ -1,7 +1,7 @@
 """The training text: the Python standard library's own source, in a fixed order with a fixed held-out part.
 
-Knows which files count, how they are split, and how short chat documents are cut out of them with `ast`.
-Does not know about tokens, models or training.
+Knows which files count, how they are split, and how single functions and short chats are cut out of them with
+`ast`.  Does not know about tokens, models or training.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 import platform
 import random
 import sysconfig
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,7 +26,7 @@ SKIPPED_DIRS = {
 SKIPPED_FILES = {"html/entities.py"}
 SKIPPED_PREFIXES = ("_sysconfigdata", "config-")
 HELD_OUT_EVERY = 25
-CHAT_MAX_CHARS = 1200
+MIN_CHARS, MAX_CHARS = 60, 1200  # of a function used as a document of its own
 
 
 @dataclass(frozen=True)
@@ -87,23 +88,34 @@ def _dedent(source: str, column: int) -> str:
     return "\n".join([lines[0], *(ln[column:] if ln[:column].isspace() else ln for ln in lines[1:])])
 
 
-def chat_pairs(files: list[SourceFile], seed: int = 7) -> list[tuple[str, str]]:
-    """(request, answer) pairs: a function's name and its docstring's first line, then its source."""
-    pairs: list[tuple[str, str]] = []
+def _functions(files: list[SourceFile]) -> Iterator[tuple[ast.FunctionDef, str]]:
+    """Every function and method that is neither trivial nor long, with its source moved to the left margin."""
     for file in files:
         try:
             tree = ast.parse(file.text)
         except (SyntaxError, ValueError):
             continue
         for node in ast.walk(tree):
-            if not isinstance(node, ast.FunctionDef):
-                continue
-            doc = ast.get_docstring(node)
-            source = ast.get_source_segment(file.text, node)
-            if not doc or not source or len(source) > CHAT_MAX_CHARS:
-                continue
-            first = doc.strip().split("\n")[0].strip()
-            pairs.append((f"Write {node.name}: {first}", _dedent(source, node.col_offset)))
+            if isinstance(node, ast.FunctionDef):
+                source = ast.get_source_segment(file.text, node)
+                if source and MIN_CHARS <= len(source) <= MAX_CHARS:
+                    yield node, _dedent(source, node.col_offset)
+
+
+def functions(files: list[SourceFile], seed: int = 5) -> list[str]:
+    """Functions on their own, in a shuffled order."""
+    sources = [source for _, source in _functions(files)]
+    random.Random(seed).shuffle(sources)
+    return sources
+
+
+def chat_pairs(files: list[SourceFile], seed: int = 7) -> list[tuple[str, str]]:
+    """(request, answer) pairs: a function's name and its docstring's first line, then its source."""
+    pairs: list[tuple[str, str]] = []
+    for node, source in _functions(files):
+        doc = ast.get_docstring(node)
+        if doc:
+            pairs.append((f"Write {node.name}: {doc.strip().splitlines()[0].strip()}", source))
     random.Random(seed).shuffle(pairs)
     return pairs
 

@@ -11,14 +11,19 @@ DRAFT = Config("nano-draft", n_embd=128, n_layer=2, n_head=2, n_head_kv=1, n_ff=
 HYBRID = Config("nano-hybrid", n_embd=128, n_layer=6, n_head=4, n_head_kv=2, n_ff=288, n_vocab=VOCAB_SIZE,
                 conv_layers=(0, 1, 3, 5))
 
-NANO_PLAN = Plan(steps=2500)
-HYBRID_PLAN = Plan(steps=1400)
-DRAFT_PLAN = Plan(steps=1200, muon_rate=0.03, adam_rate=0.005, long_share=0.0)
+# The second plan is a short course with many single functions, so that `def ` alone is a good beginning.
+NANO_PLANS = [
+    Plan(steps=2500, function_share=0.0),
+    Plan(steps=250, seed=77, function_share=0.4, long_share=0.0, muon_rate=0.006, adam_rate=0.001,
+         warmup=20, cooldown=0.9),
+]
+HYBRID_PLANS = [Plan(steps=1200)]
+DRAFT_PLANS = [Plan(steps=800, muon_rate=0.03, adam_rate=0.005, long_share=0.0)]
 
 # The draft's second course: the target's greedy continuations of LESSON_BATCHES * LESSON_ROWS prompts.
-LESSON_BATCHES = 42
+LESSON_BATCHES = 36
 LESSON_ROWS = 192
 LESSON_SEED = 4321
-DISTIL_PLAN = Plan(steps=3000, rows=16, seed=99, muon_rate=0.02, adam_rate=0.004, cooldown=0.8)
+DISTIL_PLAN = Plan(steps=2400, rows=16, seed=99, muon_rate=0.02, adam_rate=0.004, cooldown=0.8)
 
 THREADS = 2

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .corpus import Corpus, SourceFile, chat_pairs
+from .corpus import Corpus, SourceFile, chat_pairs, functions
 from .model import Config, Decoder
 from .tokenizer import BOS_ID, EOS_ID, Vocab, chat_text
 
@@ -31,7 +31,8 @@ class Plan:
     length: int = 256
     long_share: float = 0.15  # of the steps, at the end, with rows twice as long and half as many
     seed: int = 1234
-    chat_share: float = 0.12
+    chat_share: float = 0.12  # of the rows: packed chats
+    function_share: float = 0.15  # of the rows: packed single functions
     muon_rate: float = 0.02
     adam_rate: float = 0.003
     warmup: int = 50
@@ -40,19 +41,21 @@ class Plan:
 
 
 class Rows:
-    """Training rows: BOS, then tokens from some line's start; a share of the rows are packed chats."""
+    """Training rows: BOS, then tokens from some line's start; or packed chats or functions."""
 
     def __init__(self, vocab: Vocab, corpus: Corpus, plan: Plan, cache: Path) -> None:
         self.plan = plan
         if not cache.exists():
             texts = vocab.encode_all([f.text for f in corpus.train])
             chats = vocab.encode_all([chat_text(*pair) for pair in chat_pairs(corpus.train)])
-            torch.save({"text": self._flat(texts, [EOS_ID]), "chat": self._flat(chats, [])}, cache)
+            single = vocab.encode_all(functions(corpus.train))
+            torch.save({"text": self._flat(texts, [EOS_ID]), "chat": self._flat(chats, []),
+                        "function": self._flat(single, [EOS_ID])}, cache)
         flat = torch.load(cache)
-        self.text, self.chat = flat["text"], flat["chat"]
+        self.text, self.packed = flat["text"], (flat["chat"], flat["function"])
         ends_line = torch.tensor(["\u010a" in piece for piece in vocab.tokens])
         self.starts = self._usable(ends_line[self.text].nonzero().flatten() + 1, self.text)
-        self.chat_starts = self._usable((self.chat == BOS_ID).nonzero().flatten(), self.chat)
+        self.packed_starts = tuple(self._usable((p == BOS_ID).nonzero().flatten(), p) for p in self.packed)
 
     @staticmethod
     def _flat(documents: list[list[int]], end: list[int]) -> Tensor:
@@ -67,11 +70,12 @@ class Rows:
         for step in range(plan.steps):
             long = step >= plan.steps * (1 - plan.long_share)
             n_rows, length = (plan.rows // 2, 2 * plan.length) if long else (plan.rows, plan.length)
-            n_chat = max(1, round(n_rows * plan.chat_share))
-            picks = torch.randint(len(self.starts), (n_rows - n_chat,), generator=generator)
+            counts = (round(n_rows * plan.chat_share), round(n_rows * plan.function_share))
+            picks = torch.randint(len(self.starts), (n_rows - sum(counts),), generator=generator)
             rows = [F.pad(self.text[s:s + length], (1, 0), value=BOS_ID) for s in self.starts[picks]]
-            picks = torch.randint(len(self.chat_starts), (n_chat,), generator=generator)
-            rows += [self.chat[s:s + length + 1] for s in self.chat_starts[picks]]
+            for flat, starts, count in zip(self.packed, self.packed_starts, counts, strict=True):
+                picks = torch.randint(len(starts), (count,), generator=generator)
+                rows += [flat[s:s + length + 1] for s in starts[picks]]
             yield torch.stack(rows)
 
 
@@ -124,7 +128,7 @@ def fit(model: Decoder, batches: Iterator[Any], plan: Plan,
         if step % 20 == 0 or step == plan.steps - 1:
             with log.open("a") as out:
                 print(f"step {step} loss {shown:.4f} seconds {time.time() - began:.0f}", file=out)
-        if step % 100 == 99:
+        if step % 100 == 99 or step == plan.steps - 1:
             states = [o.state_dict() for o in opts]
             torch.save({"model": model.state_dict(), "opts": states, "step": step + 1}, saved)
 
@@ -150,10 +154,11 @@ def held_out(model: Decoder, vocab: Vocab, files: list[SourceFile], length: int 
     return total / n_tokens, total / math.log(2) / n_bytes
 
 
-def train_model(config: Config, vocab: Vocab, corpus: Corpus, plan: Plan, folder: Path) -> Decoder:
-    """Train one model from scratch on the corpus."""
-    torch.manual_seed(plan.seed)
+def train_model(config: Config, vocab: Vocab, corpus: Corpus, plans: list[Plan], folder: Path) -> Decoder:
+    """Train one model from scratch on the corpus, by one plan after another."""
+    torch.manual_seed(plans[0].seed)
     model = Decoder(config)
-    rows = Rows(vocab, corpus, plan, folder / "tokens.pt")
-    fit(model, iter(rows), plan, next_token_loss, folder / f"{config.name}.log")
+    for i, plan in enumerate(plans):
+        rows = Rows(vocab, corpus, plan, folder / "tokens.pt")
+        fit(model, iter(rows), plan, next_token_loss, folder / f"{config.name}-{i}.log")
     return model

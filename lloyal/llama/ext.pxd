@@ -1,0 +1,4 @@
+from lloyal.llama.state cimport ContextState
+
+cdef class ContextExt(ContextState):
+    pass

@@ -1,0 +1,237 @@
+"""Chat templates and JSON schemas: llama-common's results against plain Python, and inputs it must survive."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+import lloyal.llama as ll
+from lloyal import chat, grammar
+from lloyal.errors import InvalidArgument, InvalidGrammar
+
+MESSAGES = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": "Hello"},
+    {"role": "user", "content": "Grüße, what is 1 < 2?"},
+]
+TOOLS = [{"type": "function", "function": {
+    "name": "get_weather", "description": "Weather of a city",
+    "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}}}]  # fmt: skip
+
+PLAIN = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}[assistant] {% endif %}"
+
+
+def plain(messages: list[dict[str, str]], open_answer: bool) -> str:
+    return "".join(f"[{m['role']}] {m['content']}\n" for m in messages) + ("[assistant] " if open_answer else "")
+
+
+def chatml(messages: list[dict[str, str]], open_answer: bool) -> str:
+    text = "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in messages)
+    return text + ("<|im_start|>assistant\n" if open_answer else "")
+
+
+@pytest.mark.parametrize("open_answer", [True, False])
+def test_a_template_runs(nano: ll.Model, open_answer: bool) -> None:
+    prompt = chat.apply_template(nano, MESSAGES, open_answer, template=PLAIN)
+    assert str(prompt) == prompt.prompt == plain(MESSAGES, open_answer)
+    assert chat.apply_template(nano, MESSAGES, open_answer, template="chatml").prompt == chatml(MESSAGES, open_answer)
+
+
+def test_the_default_is_the_models_own_or_chatml(nano: ll.Model) -> None:
+    assert nano.chat_template() is None
+    assert chat.apply_template(nano, MESSAGES).prompt == chatml(MESSAGES, True)
+
+
+def test_variables_reach_the_template(nano: ll.Model) -> None:
+    templates = chat.ChatTemplates(nano, "{{ date }}|{{ n + 1 }}|{{ 'yes' if enable_thinking else 'no' }}|{{ messages[0].content }}")
+    prompt = templates.apply(MESSAGES[1:2], date="today", n=41, enable_thinking=False)
+    assert prompt.prompt == "today|42|no|Hi"
+    assert "date" in templates.source()
+    assert templates.source("tool_use") == ""
+    assert all(isinstance(value, bool) for value in templates.capabilities.values())
+
+
+def test_templates_keep_the_model_alive() -> None:
+    model = ll.Model(__import__("lloyal").models.path("nano"), vocab_only=True)
+    templates = chat.ChatTemplates(model, PLAIN)
+    model.close()
+    assert templates.apply(MESSAGES).prompt == plain(MESSAGES, True)
+
+
+def test_an_answer_is_read_back(nano: ll.Model) -> None:
+    prompt = chat.apply_template(nano, MESSAGES, template="chatml")
+    assert prompt.parse("It is.") == {"role": "assistant", "content": "It is."}
+    assert prompt.thinking_tags is None
+    assert not prompt.grammar
+
+
+def test_a_schema_becomes_the_grammar_of_the_answer(nano: ll.Model) -> None:
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    prompt = chat.apply_template(nano, MESSAGES, template="chatml", json_schema=schema)
+    assert not prompt.grammar_lazy
+    with nano.vocab as vocab if hasattr(nano.vocab, "__enter__") else _Same(nano.vocab) as vocab:
+        assert _admits(vocab, prompt.grammar, '{"n": 12}')
+        assert not _admits(vocab, prompt.grammar, '{"m": 12}')
+
+
+class _Same:
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __enter__(self) -> Any:
+        return self.value
+
+    def __exit__(self, *exc: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{% for m in messages %}", "for"),
+        ("{{ messages | no_such_filter }}", "no_such_filter"),
+        ("{{ raise_exception('only one system message') }}", "only one system message"),
+        ("{{ (1 + }}", ""),
+        ("{% if %}", ""),
+    ],
+)
+def test_templates_with_errors(nano: ll.Model, template: str, message: str) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        chat.apply_template(nano, MESSAGES, template=template)
+    assert message in str(caught.value)
+    assert str(caught.value) != "std::exception"
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [{"content": "no role"}],
+        [{"role": "user"}],
+        [{"role": "user", "content": 5}],
+        [{"role": 5, "content": "x"}],
+        [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}],
+        [{"role": "user", "content": [{"text": "x"}]}],
+        [{"role": "assistant", "tool_calls": [{}]}],
+        [{"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "f"}}]}],
+        ["text"],
+        [None],
+        [{"role": "user", "content": object()}],
+        [{"role": "user", "content": "\ud800"}],
+    ],
+)
+def test_messages_that_are_malformed(nano: ll.Model, messages: list[Any]) -> None:
+    with pytest.raises(InvalidArgument):
+        chat.apply_template(nano, messages, template="chatml")
+
+
+@pytest.mark.parametrize("tools", [[{}], [{"type": "function"}], [{"type": "function", "function": {}}], ["f"], [5]])
+def test_tools_that_are_malformed(nano: ll.Model, tools: list[Any]) -> None:
+    with pytest.raises(InvalidArgument):
+        chat.apply_template(nano, MESSAGES, template="chatml", tools=tools)
+
+
+def test_tool_choice_is_checked(nano: ll.Model) -> None:
+    with pytest.raises(InvalidArgument, match="tool_choice='maybe'"):
+        chat.apply_template(nano, MESSAGES, template="chatml", tools=TOOLS, tool_choice="maybe")
+
+
+def test_builtin_formats() -> None:
+    names = chat.builtin_templates()
+    assert {"chatml", "llama3", "gemma"} <= set(names)
+    assert chat.format_builtin("chatml", MESSAGES) == chatml(MESSAGES, True)
+    for name in names:
+        text = chat.format_builtin(name, MESSAGES)
+        assert "Grüße, what is 1 < 2?" in text
+        assert len(chat.format_builtin(name, MESSAGES, False)) <= len(text)
+    with pytest.raises(InvalidArgument, match="'no such' is none of the formats"):
+        chat.format_builtin("no such", MESSAGES)
+    with pytest.raises(InvalidArgument, match="no messages"):
+        chat.format_builtin("chatml", [])
+
+
+def _admits(vocab: ll.Vocab, text: str, answer: str) -> bool:
+    """True if the grammar allows `answer`, token by token, and an end after it."""
+    sampler = ll.Sampler.grammar(vocab, text, "root")
+    for token in [*vocab.tokenize(answer, add_special=False, parse_special=False), vocab.eos]:
+        ids, logits = sampler.apply([token], [0.0])[:2] if hasattr(sampler, "apply") else ([token], [0.0])
+        if logits[0] == -float("inf"):
+            return False
+        if token != vocab.eos:
+            sampler.accept(token)
+    return True
+
+
+@pytest.mark.parametrize(
+    ("schema", "fits", "misfits"),
+    [
+        ({"type": "integer"}, ["0", "-12"], ["1.5", "x", '"1"']),
+        ({"enum": ["red", 5, None]}, ['"red"', "5", "null"], ['"blue"', "6"]),
+        ({"type": "array", "items": {"type": "boolean"}, "minItems": 1}, ["[true]", "[true, false]"], ["[]", "[1]"]),
+        ({"type": "string", "pattern": "^a+b$"}, ['"ab"', '"aaab"'], ['"b"', '"abb"']),
+        (
+            {"$defs": {"leaf": {"type": "null"}}, "type": "object", "properties": {"a": {"$ref": "#/$defs/leaf"}}, "required": ["a"]},
+            ['{"a": null}'],
+            ['{"a": 1}', "{}"],
+        ),
+    ],
+)  # fmt: skip
+def test_a_grammar_admits_what_its_schema_admits(nano: ll.Model, schema: dict[str, Any], fits: list[str], misfits: list[str]) -> None:
+    text = grammar.from_json_schema(schema)
+    assert text == grammar.from_json_schema(json.dumps(schema))
+    for answer in fits:
+        json.loads(answer)
+        assert _admits(nano.vocab, text, answer), answer
+    for answer in misfits:
+        assert not _admits(nano.vocab, text, answer), answer
+
+
+@pytest.mark.parametrize(
+    "schema",
+    ["{", "", "[1, 2", '{"type": "no such"}', '{"$ref": "#/no/such"}', '{"type": "string", "pattern": "a"}', {"type": object()}, "\x00"],
+)
+def test_schemas_that_are_none(schema: Any) -> None:
+    with pytest.raises(InvalidGrammar):
+        grammar.from_json_schema(schema)
+
+
+def test_nothing_is_printed() -> None:
+    # llama-common logs to stderr, from a thread of its own
+    code = """
+import lloyal
+from lloyal import chat, grammar
+from lloyal.errors import LloyalError
+model = lloyal.Model(lloyal.models.path("nano"), vocab_only=True)
+for template in ("{% for %}", "{{ bos_token }}{{ messages | nope }}"):
+    try:
+        chat.apply_template(model, [{"role": "user", "content": "x"}], template=template)
+    except LloyalError:
+        pass
+try:
+    grammar.from_json_schema('{"type": "string", "pattern": "a"}')
+except LloyalError:
+    pass
+"""
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_deep_schemas_do_not_end_the_process() -> None:
+    code = """
+import json, sys
+from lloyal import grammar
+from lloyal.errors import InvalidGrammar
+for depth in (100, 900, 20_000):
+    text = '{"type": "array", "items": ' * depth + '{"type": "null"}' + "}" * depth
+    try:
+        grammar.from_json_schema(text)
+    except InvalidGrammar:
+        pass
+print("alive")
+"""
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr[-500:]
