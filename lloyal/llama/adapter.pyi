@@ -2,8 +2,8 @@
 """What is laid over a model's weights: low-rank adapters (LoRA) and control vectors, set per context."""
 
 from collections.abc import Iterable
+from lloyal.llama.ext import ContextExt
 from lloyal.llama.model import Model
-from lloyal.llama.state import ContextState
 from numpy.typing import NDArray
 from os import PathLike
 from typing import Any, Self
@@ -57,7 +57,7 @@ class LoraAdapter:
         """Tokens after which an activated LoRA (aLoRA) is to be switched on; empty for other adapters."""
     def __repr__(self) -> str: ...
 
-class ContextAdapters(ContextState):
+class ContextAdapters(ContextExt):
     """The part of a context that changes its weights. Not for direct use: see `Context`."""
 
     def set_adapters_lora(self, adapters: Iterable[LoraAdapter], scales: Iterable[float] | None = None) -> None:

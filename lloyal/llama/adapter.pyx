@@ -161,7 +161,10 @@ cdef class ContextAdapters(ContextExt):
         scales = [1.0] * len(adapters) if scales is None else list(scales)
         if len(scales) != len(adapters):
             raise InvalidArgument(f"{len(adapters)} adapters, but {len(scales)} scales")
-        for adapter, scale in zip(adapters, scales):
+        for item, scale in zip(adapters, scales):
+            if not isinstance(item, LoraAdapter):
+                raise TypeError(f"adapters must be LoraAdapter objects, not {type(item).__name__}")
+            adapter = item
             handles.push_back(adapter.pin())
             factors.push_back(scale)
         enter(self, handle)

@@ -1,13 +1,14 @@
 # Written by tools/stubs.py from context.pyx.
 """Contexts: a model at work, with its memory and its outputs."""
 
+from collections.abc import Mapping
 from lloyal.llama.batch import Batch
 from lloyal.llama.batch_ext import BatchExt
 from lloyal.llama.memory import Memory
 from lloyal.llama.model import Model
 from lloyal.llama.outputs import Logits
 from lloyal.llama.params import ContextParams
-from lloyal.llama.state import ContextState
+from lloyal.llama.sampling_backend import ContextSampling
 from numpy import float32
 from numpy.typing import NDArray
 from typing import Any, Literal, TypeVar, overload
@@ -17,7 +18,7 @@ BufferT = TypeVar("BufferT", bound=Buffer | NDArray[Any])
 
 __all__ = ["Context"]
 
-class Context(ContextState):
+class Context(ContextSampling):
     """A model at work (``llama_context``): it decodes batches into its memory and holds the outputs of the last one.
 
     It keeps the model's weights alive. One caller at a time: a second thread inside gets `Busy`.
@@ -46,7 +47,7 @@ class Context(ContextState):
     def params(self) -> ContextParams: ...
     @property
     def model(self) -> Model: ...
-    def __init__(self, model: Model, params: ContextParams | None = None, *, n_ctx: int = ..., n_batch: int = ..., n_ubatch: int = ..., n_seq_max: int = ..., n_rs_seq: int = ..., n_outputs_max: int = ..., type_k: str = ..., type_v: str = ..., flash_attn: str | bool = ..., kv_unified: bool = ..., swa_full: bool = ..., n_threads: int | None = ..., n_threads_batch: int | None = ..., embeddings: bool = ..., pooling: str = ..., attention: str = ..., rope_scaling: str = ..., rope_freq_base: float = ..., rope_freq_scale: float = ..., yarn_ext_factor: float = ..., yarn_attn_factor: float = ..., yarn_beta_fast: float = ..., yarn_beta_slow: float = ..., yarn_orig_ctx: int = ..., offload_kqv: bool = ..., op_offload: bool = ..., no_perf: bool = ..., type: str = ..., parent: Any = ...) -> None: ...
+    def __init__(self, model: Model, params: ContextParams | None = None, *, n_ctx: int = ..., n_batch: int = ..., n_ubatch: int = ..., n_seq_max: int = ..., n_rs_seq: int = ..., n_outputs_max: int = ..., n_outputs_max_per_seq: int = ..., samplers: Mapping[int, Any] | None = ..., type_k: str = ..., type_v: str = ..., flash_attn: str | bool = ..., kv_unified: bool = ..., swa_full: bool = ..., n_threads: int | None = ..., n_threads_batch: int | None = ..., embeddings: bool = ..., pooling: str = ..., attention: str = ..., rope_scaling: str = ..., rope_freq_base: float = ..., rope_freq_scale: float = ..., yarn_ext_factor: float = ..., yarn_attn_factor: float = ..., yarn_beta_fast: float = ..., yarn_beta_slow: float = ..., yarn_orig_ctx: int = ..., offload_kqv: bool = ..., op_offload: bool = ..., no_perf: bool = ..., type: str = ..., parent: Any = ...) -> None: ...
     @property
     def memory(self) -> Memory:
         """The memory: sequences, positions, rollback."""

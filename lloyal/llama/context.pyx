@@ -20,6 +20,7 @@ from lloyal.llama.outputs cimport copy_row, wrap_row
 from lloyal.llama.sampling_backend cimport ContextSampling
 from lloyal.llama.status cimport check
 
+import dataclasses
 import threading
 
 from lloyal.errors import InvalidArgument, LoadFailed
@@ -169,7 +170,8 @@ cdef class Context(ContextSampling):
                 raise explained from None
         drain_logs()
         self.handle = handle
-        self.params = params
+        # The native context keeps the samplers, for as long as it runs them.
+        self.params = params if params.samplers is None else dataclasses.replace(params, samplers=None)
         self.model = model
         self.n_vocab = c.llama_vocab_n_tokens(c.llama_model_get_vocab(weights.get().ptr))
         for seq_id, sampler in (params.samplers or {}).items():
@@ -426,8 +428,6 @@ cdef class Context(ContextSampling):
 
 cdef _differences(params):
     """The parameters that are not at their defaults, as text."""
-    import dataclasses
-
     changed = [f"{f.name}={getattr(params, f.name)!r}" for f in dataclasses.fields(params)
                if getattr(params, f.name) != f.default and f.name != "parent"]
     return ", ".join(changed) or "default parameters"

@@ -153,7 +153,7 @@ class ContextParams:
         Most outputs of one sequence per decode while samplers run on the back end; 0 means n_outputs_max. Some
         samplers run there only with 1.
     samplers : mapping of int to Sampler, optional
-        Chains for the back end to run, by sequence: see `Context.set_sampler`.
+        Chains for the back end to run, by sequence: see `Context.set_sampler`. `Context.params` does not keep them.
     type_k, type_v : str
         Cache types, one of `CACHE_TYPES`; a quantized V needs flash attention.
     flash_attn : {"auto", "on", "off"} or bool

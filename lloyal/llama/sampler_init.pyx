@@ -2,7 +2,7 @@
 """The constructors of samplers: every ``llama_sampler_init_*`` of llama.h under its own name."""
 
 from libc.float cimport FLT_MAX
-from libc.stdint cimport INT32_MAX, uint32_t
+from libc.stdint cimport INT32_MAX
 from libcpp.memory cimport make_shared
 from libcpp.string cimport string
 from libcpp.vector cimport vector
@@ -20,8 +20,6 @@ from lloyal.errors import Closed, InvalidArgument, InvalidGrammar
 
 __all__ = ["SamplerInit"]
 
-# A window of tokens is allocated at once; no context comes near this.
-cdef int _MAX_WINDOW = 2**24
 cdef int _MAX_BREAKER = 40  # bytes; llama.cpp cuts longer ones off
 
 
@@ -37,28 +35,6 @@ cdef object _made(type cls, core.Status& status, s.SamplerHandle& handle):
     cdef SamplerInit sampler = cls.__new__(cls)
     sampler.handle = handle
     return sampler
-
-
-cdef uint32_t _seed(object seed) except? 0xffffffff:
-    if seed is None:
-        return c.LLAMA_DEFAULT_SEED
-    return <uint32_t>as_integer(seed, "seed", 0, c.LLAMA_DEFAULT_SEED - 1)
-
-
-cdef float _share(object value, str name) except? -1:
-    return <float>as_number(value, name, 0.0, 1.0)
-
-
-cdef float _real(object value, str name) except? -1:
-    return <float>as_number(value, name, -FLT_MAX, FLT_MAX)
-
-
-cdef size_t _min_keep(object value) except? 0:
-    return <size_t>as_integer(value, "min_keep", 0, INT32_MAX)
-
-
-cdef int _n_vocab(object value) except? -1:
-    return <int>as_integer(value, "n_vocab", 1, INT32_MAX)
 
 
 cdef class SamplerInit:
@@ -107,7 +83,7 @@ cdef class SamplerInit:
         seed : int, optional
             From 0 to 2**32 - 2; without one a random seed is drawn, and a new one at every `reset`.
         """
-        return _plain(cls, s.dist_init(_seed(seed)))
+        return _plain(cls, s.dist_init(as_seed(seed)))
 
     @classmethod
     def llama_dist(cls, seed: int | None = None) -> Self:
@@ -115,7 +91,7 @@ cdef class SamplerInit:
 
         Its state is the 2.5 kB of a Mersenne twister, in the layout of the C++ library. It can run on a back end.
         """
-        return _plain(cls, c.llama_sampler_init_dist(_seed(seed)))
+        return _plain(cls, c.llama_sampler_init_dist(as_seed(seed)))
 
     @classmethod
     def top_k(cls, k: int) -> Self:
@@ -128,7 +104,7 @@ cdef class SamplerInit:
 
         On a back end `min_keep` does not count.
         """
-        return _plain(cls, c.llama_sampler_init_top_p(_share(p, "p"), _min_keep(min_keep)))
+        return _plain(cls, c.llama_sampler_init_top_p(as_share(p, "p"), as_min_keep(min_keep)))
 
     @classmethod
     def min_p(cls, p: float, min_keep: int = 1) -> Self:
@@ -136,7 +112,7 @@ cdef class SamplerInit:
 
         On a back end `min_keep` does not count.
         """
-        return _plain(cls, c.llama_sampler_init_min_p(_share(p, "p"), _min_keep(min_keep)))
+        return _plain(cls, c.llama_sampler_init_min_p(as_share(p, "p"), as_min_keep(min_keep)))
 
     @classmethod
     def typical(cls, p: float, min_keep: int = 1) -> Self:
@@ -145,12 +121,12 @@ cdef class SamplerInit:
         Put it before samplers that rule tokens out (grammar, top_n_sigma): with a probability of zero among the
         candidates the entropy is NaN, and llama.cpp then keeps the most probable instead.
         """
-        return _plain(cls, c.llama_sampler_init_typical(_share(p, "p"), _min_keep(min_keep)))
+        return _plain(cls, c.llama_sampler_init_typical(as_share(p, "p"), as_min_keep(min_keep)))
 
     @classmethod
     def temp(cls, t: float) -> Self:
         """Divide the logits by `t`; 0 or less keeps only the best."""
-        return _plain(cls, c.llama_sampler_init_temp(_real(t, "t")))
+        return _plain(cls, c.llama_sampler_init_temp(as_real(t, "t")))
 
     @classmethod
     def temp_ext(cls, t: float, delta: float, exponent: float) -> Self:
@@ -160,7 +136,7 @@ cdef class SamplerInit:
         `exponent` (0 or more). A `delta` of 0 or less is a plain `temp`.
         """
         return _plain(cls, c.llama_sampler_init_temp_ext(
-            _real(t, "t"), _real(delta, "delta"), <float>as_number(exponent, "exponent", 0.0, FLT_MAX)))
+            as_real(t, "t"), as_real(delta, "delta"), <float>as_number(exponent, "exponent", 0.0, FLT_MAX)))
 
     @classmethod
     def xtc(cls, p: float, t: float, min_keep: int = 1, seed: int | None = None) -> Self:
@@ -168,12 +144,12 @@ cdef class SamplerInit:
 
         `p` of 0 or `t` above 0.5 switches it off.
         """
-        return _plain(cls, c.llama_sampler_init_xtc(_share(p, "p"), _share(t, "t"), _min_keep(min_keep), _seed(seed)))
+        return _plain(cls, c.llama_sampler_init_xtc(as_share(p, "p"), as_share(t, "t"), as_min_keep(min_keep), as_seed(seed)))
 
     @classmethod
     def top_n_sigma(cls, n: float) -> Self:
         """Keep logits within `n` standard deviations of the largest one; 0 or less keeps all."""
-        return _plain(cls, c.llama_sampler_init_top_n_sigma(_real(n, "n")))
+        return _plain(cls, c.llama_sampler_init_top_n_sigma(as_real(n, "n")))
 
     @classmethod
     def mirostat(cls, n_vocab: int, seed: int | None, tau: float, eta: float, m: int = 100) -> Self:
@@ -193,7 +169,7 @@ cdef class SamplerInit:
             Candidates from which the distribution's exponent is estimated, 2 or more.
         """
         return _plain(cls, c.llama_sampler_init_mirostat(
-            _n_vocab(n_vocab), _seed(seed), _real(tau, "tau"), _real(eta, "eta"), <int>as_integer(m, "m", 2, INT32_MAX)))
+            as_n_vocab(n_vocab), as_seed(seed), as_real(tau, "tau"), as_real(eta, "eta"), <int>as_integer(m, "m", 2, INT32_MAX)))
 
     @classmethod
     def mirostat_v2(cls, seed: int | None, tau: float, eta: float) -> Self:
@@ -208,7 +184,7 @@ cdef class SamplerInit:
         eta : float
             Learning rate.
         """
-        return _plain(cls, c.llama_sampler_init_mirostat_v2(_seed(seed), _real(tau, "tau"), _real(eta, "eta")))
+        return _plain(cls, c.llama_sampler_init_mirostat_v2(as_seed(seed), as_real(tau, "tau"), as_real(eta, "eta")))
 
     @classmethod
     def grammar(cls, Vocab vocab not None, grammar: str, root: str = "root") -> Self:
@@ -291,8 +267,8 @@ cdef class SamplerInit:
         cdef core.Status status
         if not (0.0 < as_number(penalty_repeat, "penalty_repeat", 0.0, FLT_MAX)):
             raise InvalidArgument(f"penalty_repeat={penalty_repeat!r} must be above 0; 1 is off")
-        status = s.penalties_init(_n_vocab(n_vocab), _window(penalty_last_n, "penalty_last_n"), penalty_repeat,
-                                  _real(penalty_freq, "penalty_freq"), _real(penalty_present, "penalty_present"), handle)
+        status = s.penalties_init(as_n_vocab(n_vocab), as_window(penalty_last_n, "penalty_last_n"), penalty_repeat,
+                                  as_real(penalty_freq, "penalty_freq"), as_real(penalty_present, "penalty_present"), handle)
         return _made(cls, status, handle)
 
     @classmethod
@@ -325,10 +301,10 @@ cdef class SamplerInit:
         cdef s.SamplerHandle handle
         cdef core.Status status
         cdef core.ModelHandle model = vocab.handle
-        cdef float multiplier = _real(dry_multiplier, "dry_multiplier")
+        cdef float multiplier = as_real(dry_multiplier, "dry_multiplier")
         cdef float base = <float>as_number(dry_base, "dry_base", 1.0, FLT_MAX)
         cdef int allowed = <int>as_integer(dry_allowed_length, "dry_allowed_length", 0, INT32_MAX)
-        cdef int last_n = _window(dry_penalty_last_n, "dry_penalty_last_n")
+        cdef int last_n = as_window(dry_penalty_last_n, "dry_penalty_last_n")
         for breaker in seq_breakers:
             encoded = breaker.encode()
             if not 1 <= len(encoded) <= _MAX_BREAKER or b"\0" in encoded:
@@ -352,7 +328,7 @@ cdef class SamplerInit:
             As for `dist`.
         """
         return _plain(cls, c.llama_sampler_init_adaptive_p(
-            <float>as_number(target, "target", -FLT_MAX, 1.0), <float>as_number(decay, "decay", 0.0, 0.99), _seed(seed)))
+            <float>as_number(target, "target", -FLT_MAX, 1.0), <float>as_number(decay, "decay", 0.0, 0.99), as_seed(seed)))
 
     @classmethod
     def logit_bias(cls, n_vocab: int, logit_bias: Mapping[int, float]) -> Self:
@@ -372,10 +348,10 @@ cdef class SamplerInit:
         """
         cdef vector[c.llama_logit_bias] biases
         cdef c.llama_logit_bias entry
-        cdef int size = _n_vocab(n_vocab)
+        cdef int size = as_n_vocab(n_vocab)
         for token, bias in logit_bias.items():
             entry.token = <int>as_integer(token, "token", 0, size - 1)
-            entry.bias = -math.inf if bias == -math.inf else _real(bias, f"the bias of token {token}")
+            entry.bias = -math.inf if bias == -math.inf else as_real(bias, f"the bias of token {token}")
             biases.push_back(entry)
         return _plain(cls, c.llama_sampler_init_logit_bias(size, <int>biases.size(), biases.data()))
 
@@ -395,11 +371,6 @@ cdef class SamplerInit:
         with nogil:
             status = s.infill_init(model, handle)
         return _made(cls, status, handle)
-
-
-cdef int _window(object value, str name) except? -1:
-    # llama.cpp once read -1 as "the whole context"; it now reads it as 0.
-    return <int>as_integer(value, name, 0, _MAX_WINDOW)
 
 
 cdef object _grammar(type cls, Vocab vocab, object grammar, object root, bint lazy, object patterns, object tokens):

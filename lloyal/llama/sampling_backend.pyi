@@ -1,15 +1,15 @@
 # Written by tools/stubs.py from sampling_backend.pyx.
 """Samplers that run in a context's graph, on its device: what a decode brings back is the token, not the logits."""
 
+from lloyal.llama.adapter import ContextAdapters
 from lloyal.llama.outputs import Logits
 from lloyal.llama.sampler import Sampler
-from lloyal.llama.state import ContextState
 from numpy import int32
 from numpy.typing import NDArray
 
 __all__ = ["ContextSampling"]
 
-class ContextSampling(ContextState):
+class ContextSampling(ContextAdapters):
     """What a context's back end samples. Not for direct use: see `Context`."""
 
     def set_sampler(self, seq_id: int, sampler: Sampler) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 import lloyal
+from tests.abuse.models import RECIPES, write
 from tests.models import tiny, tokens
 
 # The default of llama.cpp for sequences is 1, ours 8; small caches keep the cases fast.
@@ -87,8 +88,9 @@ class Lab:
         self.refusals = 0
 
     def model(self, name: str) -> lloyal.Model:
+        """A tiny model, of `tests.models` or of `tests.abuse.models`."""
         if name not in self.models:
-            self.models[name] = lloyal.Model(tiny(name))
+            self.models[name] = lloyal.Model(write(name, self.folder) if name in RECIPES else tiny(name))
         return self.models[name]
 
     def context(self, model: str | lloyal.Model = "llama", /, **params: Any) -> lloyal.Context:

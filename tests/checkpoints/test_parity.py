@@ -90,7 +90,10 @@ def test_any_checkpoint_in_any_order_into_any_sequence(option: Option) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_restoring_in_place_is_exact(name: str) -> None:
-    """Nothing else was decoded in between, so the rows land in order and the logits are bit-equal."""
+    """Nothing else was decoded in between: the rows land in order and the logits are bit-equal.
+
+    But in a window, where cells that fell out of it are reused, in another order than before.
+    """
     option = (name, "f16", True, True)
     rng = random.Random(name)
     first, other, probe = ([rng.randrange(N_VOCAB) for _ in range(n)] for n in (40, 12, 3))
@@ -103,7 +106,8 @@ def test_restoring_in_place_is_exact(name: str) -> None:
                 checkpoint.restore()
                 feed(ctx, (0, 40, other))
                 checkpoint.restore()
-                assert distance(feed(ctx, (0, 40, probe))[0], expected) == 0
+                bound = ORDER_NOISE * np.abs(expected).max() if "sliding_window" in ctx.memory.kind else 0
+                assert distance(feed(ctx, (0, 40, probe))[0], expected) <= bound
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -45,9 +45,10 @@ def declared_name(declaration: str) -> str:
 def c_fields(body: str) -> list[str]:
     """Names of the fields of a struct; those of an unnamed union inside count as its own."""
     body = re.sub(r"union \{(.*?)\}\s*;", r"\1", body, flags=re.DOTALL)
+    body = re.sub(r"[^;{}]*\)\s*(const)?\s*\{[^{}]*\}", "", body)  # member functions
     fields = []
     for declaration in split(body, ";"):
-        fields += [declared_name(part) for part in split(declaration)]
+        fields += [declared_name(part.split("=")[0]) for part in split(declaration)]
     return fields
 
 

@@ -66,10 +66,22 @@ def test_top_k(row: Row, k: int) -> None:
     assert result.sorted
 
 
-@pytest.mark.parametrize("sampler", [Sampler.top_k(0), Sampler.top_p(1), Sampler.min_p(0), Sampler.typical(1),
-                                     Sampler.temp(1), Sampler.temp_ext(1, 0, 1), Sampler.xtc(0, 0.1),
-                                     Sampler.top_n_sigma(0), Sampler.penalties(N, 0, 2.0), Sampler.logit_bias(N, {})],
-                         ids=lambda sampler: sampler.name)
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        Sampler.top_k(0),
+        Sampler.top_p(1),
+        Sampler.min_p(0),
+        Sampler.typical(1),
+        Sampler.temp(1),
+        Sampler.temp_ext(1, 0, 1),
+        Sampler.xtc(0, 0.1),
+        Sampler.top_n_sigma(0),
+        Sampler.penalties(N, 0, 2.0),
+        Sampler.logit_bias(N, {}),
+    ],
+    ids=lambda sampler: sampler.name,
+)
 def test_switched_off(row: Row, sampler: Sampler) -> None:
     assert sampler.name.startswith("?")
     assert np.array_equal(by_token(sampler.apply(row)), row)
@@ -124,7 +136,7 @@ def test_xtc_drops_all_top_choices_but_the_last(row: Row) -> None:
     order = descending(row)
     n_top = int((probs >= 0.1).sum())
     assert n_top > 1
-    assert kept(Sampler.xtc(1.0, 0.1, 1, seed=1).apply(row)) == set(order[n_top - 1:])
+    assert kept(Sampler.xtc(1.0, 0.1, 1, seed=1).apply(row)) == set(order[n_top - 1 :])
     assert kept(Sampler.xtc(1.0, 0.1, N, seed=1).apply(row)) == set(range(N))
 
 
@@ -213,8 +225,12 @@ def test_infill_ends_the_text_when_that_is_likely(vocab: lloyal.Vocab) -> None:
 
 def test_infill_merges_a_token_into_one_that_begins_with_it(vocab: lloyal.Vocab) -> None:
     pieces = {t: vocab.token_to_piece(t) for t in range(len(vocab)) if not vocab.is_eog(t)}
-    short, long = next((a, b) for a in pieces for b in pieces
-                       if 0 < len(pieces[a]) < len(pieces[b]) and pieces[b].startswith(pieces[a]))
+    short, long = next(
+        (a, b)
+        for a in pieces
+        for b in pieces
+        if 0 < len(pieces[a]) < len(pieces[b]) and pieces[b].startswith(pieces[a])
+    )
     result = Sampler.infill(vocab).apply([1.0, 0.5], [short, long])
     assert list(result.ids) == [short]
     assert result.probs[0] == pytest.approx(1.0)
@@ -235,8 +251,7 @@ def reference_generator(seed: int) -> np.random.Generator:
         words.append(z ^ (z >> 31))
     increment = ((words[2] << 64 | words[3]) << 1 | 1) % 2**128
     bits = np.random.PCG64()
-    bits.state = {"bit_generator": "PCG64", "has_uint32": 0, "uinteger": 0,
-                  "state": {"state": 0, "inc": increment}}
+    bits.state = {"bit_generator": "PCG64", "has_uint32": 0, "uinteger": 0, "state": {"state": 0, "inc": increment}}
     bits.random_raw()
     state = (bits.state["state"]["state"] + (words[0] << 64 | words[1])) % 2**128
     bits.state = bits.state | {"state": {"state": state, "inc": increment}}
@@ -263,10 +278,16 @@ def test_dist_state_is_numpys_state() -> None:
     assert state["state"].to_bytes(16, "little") + state["inc"].to_bytes(16, "little") in sampler.state()
 
 
-@pytest.mark.parametrize("make", [Sampler.dist, Sampler.llama_dist,
-                                  lambda seed: Sampler.adaptive_p(-1.0, 0.9, seed),
-                                  lambda seed: Sampler.mirostat_v2(seed, 100.0, 0.0)],
-                         ids=["dist", "llama_dist", "adaptive_p-off", "mirostat_v2-wide"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        Sampler.dist,
+        Sampler.llama_dist,
+        lambda seed: Sampler.adaptive_p(-1.0, 0.9, seed),
+        lambda seed: Sampler.mirostat_v2(seed, 100.0, 0.0),
+    ],
+    ids=["dist", "llama_dist", "adaptive_p-off", "mirostat_v2-wide"],
+)
 def test_draws_follow_the_distribution(make: object) -> None:
     logits = np.log([0.4, 0.3, 0.2, 0.06, 0.04]).astype(np.float32)
     sampler = make(3)  # type: ignore[operator]
@@ -354,79 +375,6 @@ def test_adaptive_p_prefers_what_is_near_its_target(row: Row) -> None:
         weighted, total = probs[result.token] + decay * weighted, 1 + decay * total
 
 
-# Grammars.
-
-
-def pieces(vocab: lloyal.Vocab) -> dict[int, bytes]:
-    return {t: vocab.token_to_piece(t) for t in range(len(vocab)) if not vocab.is_eog(t)}
-
-
-def test_grammar_allows_exactly_what_it_says(vocab: lloyal.Vocab) -> None:
-    digits = {t for t, piece in pieces(vocab).items() if piece and set(piece) <= set(b"0123456789")}
-    ends = {t for t in range(len(vocab)) if vocab.is_eog(t)}
-    sampler = Sampler.grammar(vocab, "root ::= [0-9]+")
-    zeros = np.zeros(len(vocab), np.float32)
-    assert kept(sampler.apply(zeros)) == digits
-    sampler.accept(min(digits))
-    assert kept(sampler.apply(zeros)) == digits | ends
-    sampler.accept(min(ends))
-
-
-def test_grammar_with_another_root_and_comments(vocab: lloyal.Vocab) -> None:
-    text = "# first a comment\r\n\n  digit ::= [0-9]  # and one behind\r\nroot ::= (\"x\" | digit){2,3} \"!\"?\n"
-    sampler = Sampler.grammar(vocab, text, root="digit")
-    single = {t for t, piece in pieces(vocab).items() if piece in {b"%d" % d for d in range(10)}}
-    assert kept(sampler.apply(np.zeros(len(vocab), np.float32))) == single
-    assert len(kept(Sampler.grammar(vocab, text).apply(np.zeros(len(vocab), np.float32)))) > len(single)
-
-
-def test_a_token_that_the_grammar_does_not_allow_changes_nothing(vocab: lloyal.Vocab) -> None:
-    letter, digit, end = vocab.tokenize("q", False)[0], vocab.tokenize("7", False)[0], vocab.eos
-    assert end is not None
-    sampler = Sampler.chain(Sampler.penalties(len(vocab), 8, 1.5), Sampler.grammar(vocab, "root ::= [0-9]+"))
-    before = sampler.state()
-    for token in (letter, end):
-        with pytest.raises(InvalidArgument, match=f"token {token}"):
-            sampler.accept(token)
-        assert sampler.state() == before
-    sampler.accept(digit)
-    sampler.accept(end)
-
-
-def test_lazy_grammar_waits_for_its_pattern(vocab: lloyal.Vocab) -> None:
-    sampler = Sampler.grammar_lazy_patterns(vocab, "root ::= \"<n>\" [0-9]+ \"</n>\"", trigger_patterns=["(<n>)"])
-    zeros = np.zeros(len(vocab), np.float32)
-    everything = set(range(len(vocab)))
-    for token in vocab.tokenize("some text <n", False):
-        sampler.accept(token)
-        assert kept(sampler.apply(zeros)) == everything
-    sampler.accept(vocab.tokenize(">", False)[0])
-    digits = {t for t, piece in pieces(vocab).items() if piece and set(piece) <= set(b"0123456789")}
-    assert kept(sampler.apply(zeros)) >= digits
-    assert vocab.tokenize("x", False)[0] not in kept(sampler.apply(zeros))
-    sampler.reset()
-    assert kept(sampler.apply(zeros)) == everything
-
-
-def test_lazy_grammar_starts_at_a_token(vocab: lloyal.Vocab) -> None:
-    trigger = vocab.tokenize("{", False)[0]
-    sampler = Sampler.grammar_lazy_patterns(vocab, "root ::= \"{\" \"}\"", trigger_tokens=[trigger])
-    sampler.accept(vocab.tokenize("a", False)[0])
-    sampler.accept(trigger)
-    assert kept(sampler.apply(np.zeros(len(vocab), np.float32))) == {
-        t for t, piece in pieces(vocab).items() if piece == b"}"}
-
-
-def test_a_trigger_on_text_the_grammar_refuses_changes_nothing(vocab: lloyal.Vocab) -> None:
-    sampler = Sampler.grammar_lazy_patterns(vocab, "root ::= \"yes\"", trigger_patterns=["(no)"])
-    first, *_, last = vocab.tokenize("n o", False)[0], vocab.tokenize("o", False)[0]
-    sampler.accept(first)
-    before = sampler.state()
-    with pytest.raises(InvalidArgument, match="does not match the grammar"):
-        sampler.accept(last)
-    assert sampler.state() == before
-
-
 # Chains.
 
 
@@ -504,7 +452,11 @@ def test_sample_is_apply_and_accept(ctx: lloyal.Context, vocab: lloyal.Vocab, se
 
 def test_greedy_is_the_largest_logit(ctx: lloyal.Context) -> None:
     expected = int(np.argmax(ctx.logits(copy=True)))
-    for sampler in (Sampler.greedy(), Sampler.chain(Sampler.greedy()), Sampler.chain(Sampler.top_k(1), Sampler.greedy())):
+    for sampler in (
+        Sampler.greedy(),
+        Sampler.chain(Sampler.greedy()),
+        Sampler.chain(Sampler.top_k(1), Sampler.greedy()),
+    ):
         assert sampler.sample(ctx) == expected
     assert ctx.logits().argmax() == expected
 
@@ -587,9 +539,19 @@ def test_closed(ctx: lloyal.Context, row: Row) -> None:
     sampler.close()
     assert sampler.closed
     assert repr(sampler) == "<Sampler, closed>"
-    for use in (lambda: sampler.sample(ctx), lambda: sampler.apply(row), lambda: sampler.accept(1), sampler.reset,
-                sampler.clone, sampler.state, lambda: sampler.set_state(b""), lambda: sampler.name, lambda: sampler.seed,
-                lambda: Sampler.chain(sampler), sampler.chain_n):
+    for use in (
+        lambda: sampler.sample(ctx),
+        lambda: sampler.apply(row),
+        lambda: sampler.accept(1),
+        sampler.reset,
+        sampler.clone,
+        sampler.state,
+        lambda: sampler.set_state(b""),
+        lambda: sampler.name,
+        lambda: sampler.seed,
+        lambda: Sampler.chain(sampler),
+        sampler.chain_n,
+    ):
         with pytest.raises(Closed):
             use()
     with pytest.raises(TypeError, match="class methods"):

@@ -41,33 +41,83 @@ def prefill(ctx: lloyal.Context, *seq_ids: int) -> None:
     ctx.decode(batch)
 
 
+# Draws depend on the order of the candidates. Here it is the same in both places ...
 CHAINS: dict[str, Callable[[int], Sampler]] = {
     "greedy": lambda n: Sampler.chain(Sampler.greedy()),
     "llama_dist": lambda n: Sampler.chain(Sampler.llama_dist(5)),
     "temp, llama_dist": lambda n: Sampler.chain(Sampler.temp(0.7), Sampler.llama_dist(5)),
-    "top_k, temp, llama_dist": lambda n: Sampler.chain(Sampler.top_k(8), Sampler.temp(0.8), Sampler.llama_dist(5)),
     "top_p, llama_dist": lambda n: Sampler.chain(Sampler.top_p(0.7), Sampler.llama_dist(5)),
     "min_p, llama_dist": lambda n: Sampler.chain(Sampler.min_p(0.1), Sampler.llama_dist(5)),
-    "temp_ext, llama_dist": lambda n: Sampler.chain(Sampler.temp_ext(0.9, 0.4, 1.0), Sampler.llama_dist(5)),
     "bias, greedy": lambda n: Sampler.chain(Sampler.logit_bias(n, {70: 2.0, 3: -np.inf}), Sampler.greedy()),
     "penalties, greedy": lambda n: Sampler.chain(Sampler.penalties(n, 16, 1.5, 0.2, 0.1), Sampler.greedy()),
-    "top_k, penalties, llama_dist": lambda n: Sampler.chain(Sampler.top_k(9), Sampler.penalties(n, 16, 1.5), Sampler.llama_dist(5)),
-    "top_k, dist": lambda n: Sampler.chain(Sampler.top_k(8), Sampler.dist(5)),
-    "top_k, top_p, temp, dist": lambda n: Sampler.chain(Sampler.top_k(8), Sampler.top_p(0.9), Sampler.temp(0.8), Sampler.dist(5)),
+    "top_k, top_p, temp, dist": lambda n: Sampler.chain(
+        Sampler.top_k(8), Sampler.top_p(0.9), Sampler.temp(0.8), Sampler.dist(5)
+    ),
     "typical, dist": lambda n: Sampler.chain(Sampler.typical(0.9), Sampler.dist(5)),
     "top_k, mirostat_v2": lambda n: Sampler.chain(Sampler.top_k(30), Sampler.mirostat_v2(5, 3.0, 0.1)),
+}
+# ... and here the CPU sorts them and the back end does not.
+SORTED: dict[str, Callable[[int], Sampler]] = {
+    "top_k, temp, llama_dist": lambda n: Sampler.chain(Sampler.top_k(6), Sampler.temp(0.8), Sampler.llama_dist(5)),
+    "top_k, dist": lambda n: Sampler.chain(Sampler.top_k(6), Sampler.dist(5)),
+    "temp_ext, top_k, dist": lambda n: Sampler.chain(
+        Sampler.temp_ext(0.9, 0.4, 1.0), Sampler.top_k(6), Sampler.dist(5)
+    ),
 }
 
 
 @pytest.mark.parametrize("n_outputs_max_per_seq", [0, 1])
 @pytest.mark.parametrize("name", sorted(CHAINS))
-def test_same_tokens_as_on_the_cpu(nano: lloyal.Model, new_context: NewContext, name: str, n_outputs_max_per_seq: int) -> None:
+def test_same_tokens_as_on_the_cpu(
+    nano: lloyal.Model, new_context: NewContext, name: str, n_outputs_max_per_seq: int
+) -> None:
     make = CHAINS[name]
     n_vocab = len(nano.vocab)
     expected = generate(new_context(nano), make(n_vocab))
     chain = make(n_vocab)
     ctx = new_context(nano, samplers={0: chain}, n_outputs_max_per_seq=n_outputs_max_per_seq)
     assert generate(ctx, chain) == expected
+
+
+@pytest.mark.parametrize("name", sorted(SORTED))
+def test_same_distribution_as_on_the_cpu(nano: lloyal.Model, new_context: NewContext, name: str) -> None:
+    plain = new_context(nano)
+    prefill(plain, 0)
+    result = SORTED[name](len(nano.vocab)).apply(plain.logits())
+    chain = SORTED[name](len(nano.vocab))
+    ctx = new_context(nano, samplers={0: chain}, n_outputs_max_per_seq=1)
+    prefill(ctx, 0)
+    n = 400
+    counts = dict.fromkeys(result.ids.tolist(), 0)
+    last = nano.vocab.tokenize(PROMPT)[3]
+    batch = lloyal.Batch()
+    batch.add(last, 3, 0, True)
+    for _ in range(n):
+        ctx.memory.seq_rm(0, 3, -1)
+        ctx.decode(batch)
+        counts[chain.sample(ctx)] += 1
+    expected = n * result.probs
+    assert (
+        (np.array(list(counts.values())) - expected) ** 2 / expected
+    ).sum() < 35  # chi squared, 5 degrees of freedom
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+def test_penalties(nano: lloyal.Model, new_context: NewContext, narrow: bool) -> None:
+    plain = new_context(nano)
+    prefill(plain, 0)
+    logits = plain.logits(copy=True)
+    first = [Sampler.top_k(6)] if narrow else []
+    chain = Sampler.chain(*first, Sampler.penalties(len(logits), 4, 1.5, 0.3, 0.2), Sampler.llama_dist(1))
+    for token in np.argsort(-logits)[[9, 0, 2, 0, 4]]:
+        chain.accept(int(token))
+    expected = chain.clone().apply(logits)
+    ctx = new_context(nano, samplers={0: chain}, n_outputs_max_per_seq=1)
+    prefill(ctx, 0)
+    ids = ctx.sampled_candidates()
+    assert ids is not None
+    found = dict(zip(ids.tolist(), np.asarray(ctx.sampled_logits()), strict=True))
+    assert found == pytest.approx(dict(zip(expected.ids.tolist(), expected.logits, strict=True)), rel=1e-4, abs=1e-4)
 
 
 def test_what_runs_where(nano: lloyal.Model, new_context: NewContext) -> None:
@@ -111,12 +161,12 @@ def test_candidates_logits_and_probabilities(model: lloyal.Model, new_context: N
         scaled[0]
 
 
-def test_some_sequences_with_and_some_without(model: lloyal.Model, new_context: NewContext) -> None:
-    plain = new_context(model)
+def test_some_sequences_with_and_some_without(nano: lloyal.Model, new_context: NewContext) -> None:
+    plain = new_context(nano)
     prefill(plain, 0, 1, 2)
     rows = [plain.logits(i, copy=True) for i in (3, 8, 14)]
     chain = Sampler.chain(Sampler.greedy())
-    ctx = new_context(model, samplers={1: chain})
+    ctx = new_context(nano, samplers={1: chain})
     prefill(ctx, 0, 1, 2)
     assert np.array_equal(ctx.logits(3, copy=True), rows[0])
     assert np.array_equal(ctx.logits(14, copy=True), rows[2])
@@ -169,12 +219,18 @@ def test_another_chain_takes_over(nano: lloyal.Model, new_context: NewContext) -
 
 
 def test_a_chain_that_runs_cannot_be_used_elsewhere(nano: lloyal.Model, new_context: NewContext) -> None:
-    chain = Sampler.chain(Sampler.top_k(3), Sampler.greedy().clone() if False else Sampler.llama_dist(1))
+    chain = Sampler.chain(Sampler.top_k(3), Sampler.llama_dist(1))
     ctx, other = new_context(nano, samplers={0: chain}), new_context(nano)
     prefill(other, 0)
-    for use in (lambda: other.set_sampler(0, chain), lambda: ctx.set_sampler(1, chain), lambda: ctx.set_sampler(0, chain),
-                lambda: chain.apply([0.0, 1.0]), lambda: chain.chain_add(Sampler.greedy()), lambda: chain.chain_remove(0),
-                lambda: chain.sample(other)):
+    for use in (
+        lambda: other.set_sampler(0, chain),
+        lambda: ctx.set_sampler(1, chain),
+        lambda: ctx.set_sampler(0, chain),
+        lambda: chain.apply([0.0, 1.0]),
+        lambda: chain.chain_add(Sampler.greedy()),
+        lambda: chain.chain_remove(0),
+        lambda: chain.sample(other),
+    ):
         with pytest.raises(InvalidArgument):
             use()
     copy = chain.clone()
@@ -214,23 +270,40 @@ def test_closing_the_sampler_object(nano: lloyal.Model, new_context: NewContext)
     assert ctx.sampled_token() is not None
 
 
-@pytest.mark.parametrize(("make", "why"), [
-    (lambda n: Sampler.greedy(), "alone"),
-    (lambda n: Sampler.chain(), "0 samplers"),
-    (lambda n: Sampler.chain(*[Sampler.temp(2)] * 33), "33 samplers"),
-    (lambda n: Sampler.chain(Sampler.chain(Sampler.greedy())), "is a chain"),
-    (lambda n: Sampler.chain(Sampler.top_k(n + 1), Sampler.llama_dist(1)), r"k up to 768"),
-    (lambda n: Sampler.chain(Sampler.top_k(5), Sampler.top_k(6), Sampler.llama_dist(1)), r"k up to 5"),
-    (lambda n: Sampler.chain(Sampler.temp(0), Sampler.top_k(2), Sampler.llama_dist(1)), r"k up to 1"),
-    (lambda n: Sampler.chain(Sampler.top_k(5), Sampler.greedy()), "candidate i for token i"),
-    (lambda n: Sampler.chain(Sampler.top_p(0.5), Sampler.greedy()), "candidate i for token i"),
-    (lambda n: Sampler.chain(Sampler.temp(0), Sampler.greedy()), "candidate i for token i"),
-    (lambda n: Sampler.chain(Sampler.top_k(5), Sampler.logit_bias(n, {9: 1}), Sampler.llama_dist(1)), "candidate i for token i"),
-    (lambda n: Sampler.chain(Sampler.top_k(1), Sampler.temp_ext(1, 0.5, 1), Sampler.llama_dist(1)), "more than one candidate"),
-    (lambda n: Sampler.chain(Sampler.penalties(n + 1, 5, 2.0), Sampler.greedy()), "vocabulary of 769, this model has 768"),
-    (lambda n: Sampler.chain(Sampler.logit_bias(n - 1, {1: 1}), Sampler.greedy()), "vocabulary of 767, this model has 768"),
-])
-def test_chains_that_llama_cpp_gets_wrong(nano: lloyal.Model, new_context: NewContext, make: Callable[[int], Sampler], why: str) -> None:
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (lambda n: Sampler.greedy(), "alone"),
+        (lambda n: Sampler.chain(), "0 samplers"),
+        (lambda n: Sampler.chain(*[Sampler.temp(2)] * 33), "33 samplers"),
+        (lambda n: Sampler.chain(Sampler.chain(Sampler.greedy())), "is a chain"),
+        (lambda n: Sampler.chain(Sampler.top_k(n + 1), Sampler.llama_dist(1)), r"k up to 768"),
+        (lambda n: Sampler.chain(Sampler.top_k(5), Sampler.top_k(6), Sampler.llama_dist(1)), r"k up to 5"),
+        (lambda n: Sampler.chain(Sampler.temp(0), Sampler.top_k(2), Sampler.llama_dist(1)), r"k up to 1"),
+        (lambda n: Sampler.chain(Sampler.top_k(5), Sampler.greedy()), "candidate i for token i"),
+        (lambda n: Sampler.chain(Sampler.top_p(0.5), Sampler.greedy()), "candidate i for token i"),
+        (lambda n: Sampler.chain(Sampler.temp(0), Sampler.greedy()), "candidate i for token i"),
+        (
+            lambda n: Sampler.chain(Sampler.top_k(5), Sampler.logit_bias(n, {9: 1}), Sampler.llama_dist(1)),
+            "candidate i for token i",
+        ),
+        (
+            lambda n: Sampler.chain(Sampler.top_k(1), Sampler.temp_ext(1, 0.5, 1), Sampler.llama_dist(1)),
+            "more than one candidate",
+        ),
+        (
+            lambda n: Sampler.chain(Sampler.penalties(n + 1, 5, 2.0), Sampler.greedy()),
+            "vocabulary of 769, this model has 768",
+        ),
+        (
+            lambda n: Sampler.chain(Sampler.logit_bias(n - 1, {1: 1}), Sampler.greedy()),
+            "vocabulary of 767, this model has 768",
+        ),
+    ],
+)
+def test_chains_that_llama_cpp_gets_wrong(
+    nano: lloyal.Model, new_context: NewContext, make: Callable[[int], Sampler], why: str
+) -> None:
     ctx = new_context(nano)
     chain = make(len(nano.vocab))
     with pytest.raises(InvalidArgument, match=why):

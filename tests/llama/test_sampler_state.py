@@ -31,7 +31,9 @@ FILTERS: dict[str, Callable[[lloyal.Vocab, int], Sampler]] = {
     "xtc": lambda v, seed: Sampler.xtc(0.5, 0.05, 1, seed),
     "top_n_sigma": lambda v, _: Sampler.top_n_sigma(2.5),
     "grammar": lambda v, _: Sampler.grammar(v, 'root ::= item*\nitem ::= [a-z]+ ("(" item* ")")? | [0-9]{1,5} ","'),
-    "lazy grammar": lambda v, _: Sampler.grammar_lazy_patterns(v, "root ::= [ab]+ [a-z0-9() ]*", trigger_patterns=["([ab])"]),
+    "lazy grammar": lambda v, _: Sampler.grammar_lazy_patterns(
+        v, "root ::= [ab]+ [a-z0-9() ]*", trigger_patterns=["([ab])"]
+    ),
     "penalties": lambda v, _: Sampler.penalties(len(v), 5, 1.5, 0.3, 0.2),
     "dry": lambda v, _: Sampler.dry(v, 0.8, 1.75, 1, 64),
     "logit_bias": lambda v, _: Sampler.logit_bias(len(v), {5: 3.0, 6: -2.0}),
@@ -46,8 +48,9 @@ PICKERS: dict[str, Callable[[lloyal.Vocab, int], Sampler]] = {
     "mirostat_v2": lambda v, seed: Sampler.mirostat_v2(seed, 4.0, 0.3),
     "adaptive_p": lambda v, seed: Sampler.adaptive_p(0.3, 0.8, seed),
 }
-REMEMBER = ["dist", "llama_dist", "mirostat", "mirostat_v2", "adaptive_p", "xtc", "penalties", "dry", "grammar",
-            "lazy grammar"]
+DRAW = ["dist", "llama_dist", "mirostat", "mirostat_v2", "adaptive_p", "xtc"]
+# A text, and what nobody would pick after it, or nobody before it.
+ACCEPT = {"penalties": ("aaa", "a"), "dry": ("xyx", "y"), "grammar": ("ab(c", ")"), "lazy grammar": ("a", ":")}
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +69,7 @@ def build(vocab: lloyal.Vocab) -> Callable[[Sequence[str], int], Sampler]:
 def rows(vocab: lloyal.Vocab, n: int, seed: int) -> NDArray[np.float32]:
     """Logits that prefer a few characters, so that repetitions and grammars matter."""
     out = np.random.default_rng(seed).normal(0.0, 2.0, (n, len(vocab))).astype(np.float32)
-    out[:, [vocab.tokenize(letter, False)[0] for letter in "abcxyz(1,:"]] += 5.0
+    out[:, [vocab.tokenize(letter, False)[0] for letter in "abcxyz(1,"]] += 5.0
     return out
 
 
@@ -86,8 +89,9 @@ def go_on(sampler: Sampler, logits: NDArray[np.float32]) -> list[int | str]:
     return story
 
 
-def check_goes_on(build: Callable[[Sequence[str], int], Sampler], vocab: lloyal.Vocab, names: Sequence[str],
-                  n_before: int, seed: int) -> None:
+def check_goes_on(
+    build: Callable[[Sequence[str], int], Sampler], vocab: lloyal.Vocab, names: Sequence[str], n_before: int, seed: int
+) -> None:
     original = build(names, seed)
     go_on(original, rows(vocab, n_before, seed))
     saved = original.state()
@@ -105,10 +109,20 @@ def check_goes_on(build: Callable[[Sequence[str], int], Sampler], vocab: lloyal.
 
 
 @settings(max_examples=80)
-@given(filters=st.lists(st.sampled_from(sorted(FILTERS)), max_size=5, unique=True), picker=st.sampled_from(sorted(PICKERS)),
-       n_before=st.integers(0, 12), seed=st.integers(0, 2**20))
-def test_any_chain_goes_on(build: Callable[[Sequence[str], int], Sampler], vocab: lloyal.Vocab, filters: list[str],
-                           picker: str, n_before: int, seed: int) -> None:
+@given(
+    filters=st.lists(st.sampled_from(sorted(FILTERS)), max_size=5, unique=True),
+    picker=st.sampled_from(sorted(PICKERS)),
+    n_before=st.integers(0, 12),
+    seed=st.integers(0, 2**20),
+)
+def test_any_chain_goes_on(
+    build: Callable[[Sequence[str], int], Sampler],
+    vocab: lloyal.Vocab,
+    filters: list[str],
+    picker: str,
+    n_before: int,
+    seed: int,
+) -> None:
     check_goes_on(build, vocab, [*filters, picker], n_before, seed)
 
 
@@ -122,16 +136,27 @@ def test_each_picker_goes_on(build: Callable[[Sequence[str], int], Sampler], voc
     check_goes_on(build, vocab, [name], 9, 3)
 
 
-@pytest.mark.parametrize("name", REMEMBER)
-def test_the_state_matters(build: Callable[[Sequence[str], int], Sampler], vocab: lloyal.Vocab, name: str) -> None:
+@pytest.mark.parametrize("name", DRAW)
+def test_generators_matter(build: Callable[[Sequence[str], int], Sampler], vocab: lloyal.Vocab, name: str) -> None:
     """What the tests above restore decides what comes: without it the story goes another way."""
     names = [name] if name in PICKERS else [name, "greedy"]
     later = rows(vocab, 30, 5)
-    used = build(names, 1)
+    used, fresh = build(names, 1), build(names, 1)
     go_on(used, rows(vocab, 6, 4))
-    fresh = build(names, 1)
     assert fresh.state() != used.state()
     assert go_on(fresh, later) != go_on(used, later)
+
+
+@pytest.mark.parametrize("name", sorted(ACCEPT))
+def test_accepted_tokens_matter(build: Callable[[Sequence[str], int], Sampler], vocab: lloyal.Vocab, name: str) -> None:
+    text, favourite = ACCEPT[name]
+    logits = np.zeros((1, len(vocab)), np.float32)
+    logits[0, vocab.tokenize(favourite, False)[0]] = 0.3
+    used, fresh = build([name, "greedy"], 1), build([name, "greedy"], 1)
+    for token in vocab.tokenize(text, False):
+        used.accept(token)
+    assert fresh.state() != used.state()
+    assert go_on(fresh, logits) != go_on(used, logits)
 
 
 def test_adaptive_p_cloned_between_pick_and_accept(vocab: lloyal.Vocab) -> None:
@@ -156,8 +181,13 @@ def test_state_of_a_new_sampler_and_of_one_sampler_alone(vocab: lloyal.Vocab) ->
 
 
 def test_state_restores_the_seed_in_use_and_reset_does_not(vocab: lloyal.Vocab) -> None:
-    for make in (Sampler.dist, Sampler.llama_dist, lambda seed: Sampler.xtc(0.5, 0.1, 1, seed),
-                 lambda seed: Sampler.mirostat_v2(seed, 5.0, 0.1), lambda seed: Sampler.adaptive_p(0.5, 0.5, seed)):
+    for make in (
+        Sampler.dist,
+        Sampler.llama_dist,
+        lambda seed: Sampler.xtc(0.5, 0.1, 1, seed),
+        lambda seed: Sampler.mirostat_v2(seed, 5.0, 0.1),
+        lambda seed: Sampler.adaptive_p(0.5, 0.5, seed),
+    ):
         sampler = make(2)
         sampler.set_state(make(1).state())
         assert sampler.seed == 1
@@ -168,7 +198,9 @@ def test_state_restores_the_seed_in_use_and_reset_does_not(vocab: lloyal.Vocab) 
 
 
 def test_size_does_not_grow_with_the_text(vocab: lloyal.Vocab) -> None:
-    chain = Sampler.chain(Sampler.penalties(len(vocab), 4, 1.1), Sampler.grammar(vocab, "root ::= [a-z]*"), Sampler.dist(1))
+    chain = Sampler.chain(
+        Sampler.penalties(len(vocab), 4, 1.1), Sampler.grammar(vocab, "root ::= [a-z]*"), Sampler.dist(1)
+    )
     letter = vocab.tokenize("a", False)[0]
     sizes = []
     for _ in range(50):
@@ -192,24 +224,36 @@ def test_another_process_goes_on(vocab: lloyal.Vocab) -> None:
         "    sampler.accept(token)\n"
         "    print(token)\n"
     )
-    done = subprocess.run([sys.executable, "-P", "-c", program, sampler.state().hex()], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", program, sampler.state().hex()], capture_output=True, text=True, check=True
+    )
     assert [int(line) for line in done.stdout.split()] == go_on(sampler, logits[10:])
 
 
 DIFFERENT: list[tuple[str, str]] = [
-    ("Sampler.top_k(5)", "Sampler.top_k(6)"), ("Sampler.top_k(5)", "Sampler.top_p(0.5)"), ("Sampler.top_k(5)", "Sampler.top_k(0)"),
-    ("Sampler.top_k(0)", "Sampler.top_p(1)"), ("Sampler.top_p(0.5)", "Sampler.top_p(0.5, 2)"),
-    ("Sampler.min_p(0.5)", "Sampler.min_p(0.25)"), ("Sampler.typical(0.5)", "Sampler.typical(0.25)"),
-    ("Sampler.temp(2)", "Sampler.temp(3)"), ("Sampler.temp_ext(2, 1, 1)", "Sampler.temp_ext(2, 1, 2)"),
-    ("Sampler.xtc(0.5, 0.1)", "Sampler.xtc(0.5, 0.2)"), ("Sampler.top_n_sigma(1)", "Sampler.top_n_sigma(2)"),
+    ("Sampler.top_k(5)", "Sampler.top_k(6)"),
+    ("Sampler.top_k(5)", "Sampler.top_p(0.5)"),
+    ("Sampler.top_k(5)", "Sampler.top_k(0)"),
+    ("Sampler.top_k(0)", "Sampler.top_p(1)"),
+    ("Sampler.top_p(0.5)", "Sampler.top_p(0.5, 2)"),
+    ("Sampler.min_p(0.5)", "Sampler.min_p(0.25)"),
+    ("Sampler.typical(0.5)", "Sampler.typical(0.25)"),
+    ("Sampler.temp(2)", "Sampler.temp(3)"),
+    ("Sampler.temp_ext(2, 1, 1)", "Sampler.temp_ext(2, 1, 2)"),
+    ("Sampler.xtc(0.5, 0.1)", "Sampler.xtc(0.5, 0.2)"),
+    ("Sampler.top_n_sigma(1)", "Sampler.top_n_sigma(2)"),
     ("Sampler.mirostat(9, 1, 5, 0.1)", "Sampler.mirostat(9, 1, 5, 0.1, 50)"),
     ("Sampler.mirostat_v2(1, 5, 0.1)", "Sampler.mirostat_v2(1, 4, 0.1)"),
     ("Sampler.grammar(v, 'root ::= [a-z]')", "Sampler.grammar(v, 'root ::= [a-y]')"),
-    ("Sampler.grammar_lazy_patterns(v, 'root ::= [a]', trigger_tokens=[1])",
-     "Sampler.grammar_lazy_patterns(v, 'root ::= [a]', trigger_tokens=[2])"),
-    ("Sampler.penalties(9, 5, 2)", "Sampler.penalties(9, 6, 2)"), ("Sampler.dry(v, 0.8)", "Sampler.dry(v, 0.8, seq_breakers=[])"),
+    (
+        "Sampler.grammar_lazy_patterns(v, 'root ::= [a]', trigger_tokens=[1])",
+        "Sampler.grammar_lazy_patterns(v, 'root ::= [a]', trigger_tokens=[2])",
+    ),
+    ("Sampler.penalties(9, 5, 2)", "Sampler.penalties(9, 6, 2)"),
+    ("Sampler.dry(v, 0.8)", "Sampler.dry(v, 0.8, seq_breakers=[])"),
     ("Sampler.adaptive_p(0.5, 0.5)", "Sampler.adaptive_p(0.5, 0.6)"),
-    ("Sampler.logit_bias(9, {1: 1})", "Sampler.logit_bias(9, {1: 2})"), ("Sampler.dist(1)", "Sampler.llama_dist(1)"),
+    ("Sampler.logit_bias(9, {1: 1})", "Sampler.logit_bias(9, {1: 2})"),
+    ("Sampler.dist(1)", "Sampler.llama_dist(1)"),
     ("Sampler.chain()", "Sampler.chain(Sampler.greedy())"),
     ("Sampler.chain(Sampler.top_k(5), Sampler.dist(1))", "Sampler.chain(Sampler.dist(1), Sampler.top_k(5))"),
 ]
@@ -248,8 +292,9 @@ zeros = np.zeros(n, np.float32)
 chain = Sampler.chain(
     Sampler.grammar(vocab, 'root ::= item*\\nitem ::= [a-z]+ ("(" item ")")? | [0-9]{1,5}'),
     Sampler.grammar_lazy_patterns(vocab, 'root ::= "ab" [a-z]*', trigger_patterns=["zz"]),
-    Sampler.penalties(n, 8, 1.5), Sampler.dry(vocab, 0.8, seq_breakers=[]), Sampler.xtc(0.5, 0.1, 1, 1), Sampler.dist(1),
-    Sampler.llama_dist(1), Sampler.mirostat(n, 1, 5.0, 0.1), Sampler.mirostat_v2(1, 5.0, 0.1), Sampler.adaptive_p(0.5, 0.5, 1))
+    Sampler.penalties(n, 8, 1.5), Sampler.dry(vocab, 0.8, seq_breakers=[]), Sampler.xtc(0.5, 0.1, 1, 1),
+    Sampler.dist(1), Sampler.llama_dist(1), Sampler.mirostat(n, 1, 5.0, 0.1), Sampler.mirostat_v2(1, 5.0, 0.1),
+    Sampler.adaptive_p(0.5, 0.5, 1))
 for token in vocab.tokenize("abc(x", False):
     chain.accept(token)
 chain.apply(zeros)
@@ -288,8 +333,10 @@ for size in (0, 1, 8, 100):
 attempt(saved + b"x")
 print(refused, taken)
 """
-    done = subprocess.run([sys.executable, "-P", "-W", "error", "-c", program], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-P", "-W", "error", "-c", program], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     refused, taken = map(int, done.stdout.split())
-    assert refused > 1000
+    assert refused > 500
     assert taken > 100

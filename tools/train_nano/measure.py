@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from lloyal import Batch, Context, Model
 
-from . import corpus
+ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT))  # last, so that the installed lloyal is found before the source folder
+from tools.train_nano import corpus  # noqa: E402
 
-MODELS = Path(__file__).parents[2] / "lloyal" / "models"
+MODELS = ROOT / "lloyal" / "models"
 DRAFTED = 4
 PROMPTS = 64
 NEW_TOKENS = 128
