@@ -131,7 +131,7 @@ class Recipe:
         sizes = {"context_length": N_CTX_TRAIN, "embedding_length": N_EMBD, "block_count": N_LAYER,
                  "vocab_size": N_VOCAB}
         for key, value in (sizes | self.keys).items():
-            key = f"{self.arch}.{key}"
+            key = key if key.startswith("tokenizer.") else f"{self.arch}.{key}"
             if isinstance(value, bool):
                 writer.add_bool(key, value)
             elif isinstance(value, int):

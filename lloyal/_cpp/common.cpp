@@ -6,6 +6,8 @@
 #include "log.h"
 
 #include <mutex>
+#include <stdexcept>
+#include <string>
 
 namespace lloyal {
 namespace {
@@ -14,6 +16,30 @@ namespace {
 void silence_log() {
     static std::once_flag once;
     std::call_once(once, [] { common_log_set_verbosity_thold(-1); });
+}
+
+// Parsing and conversion recurse; a document deeper than anybody writes would end the process.
+constexpr int MAX_DEPTH = 128;
+
+const std::string & checked_depth(const std::string & json) {
+    int depth = 0;
+    bool in_string = false;
+    for (size_t i = 0; i < json.size(); ++i) {
+        const char c = json[i];
+        if (in_string) {
+            i += c == '\\';
+            in_string = c != '"';
+        } else if (c == '"') {
+            in_string = true;
+        } else if (c == '{' || c == '[') {
+            if (++depth > MAX_DEPTH) {
+                throw std::runtime_error("the JSON is nested more than " + std::to_string(MAX_DEPTH) + " levels deep");
+            }
+        } else if (c == '}' || c == ']') {
+            --depth;
+        }
+    }
+    return json;
 }
 
 common_chat_tool_choice tool_choice(const std::string & name) {
@@ -25,7 +51,7 @@ common_chat_tool_choice tool_choice(const std::string & name) {
 Status grammar_from_json_schema(const std::string & schema, std::string & out) noexcept {
     return guarded(Code::invalid_grammar, [&]() -> Status {
         silence_log();
-        out = json_schema_to_grammar(common_json::parse(schema), /*force_gbnf =*/ true);
+        out = json_schema_to_grammar(common_json::parse(checked_depth(schema)), /*force_gbnf =*/ true);
         return {};
     });
 }
@@ -55,13 +81,13 @@ std::map<std::string, bool> ChatTemplates::capabilities() const {
 Status ChatTemplates::apply(const ChatInputs & inputs, ChatPrompt & out) const noexcept {
     return guarded(Code::invalid_argument, [&]() -> Status {
         common_chat_templates_inputs native;
-        native.messages = common_chat_msgs_parse_oaicompat(common_json::parse(inputs.messages));
+        native.messages = common_chat_msgs_parse_oaicompat(common_json::parse(checked_depth(inputs.messages)));
         if (!inputs.tools.empty()) {
-            native.tools = common_chat_tools_parse_oaicompat(common_json::parse(inputs.tools));
+            native.tools = common_chat_tools_parse_oaicompat(common_json::parse(checked_depth(inputs.tools)));
         }
         native.tool_choice           = tool_choice(inputs.tool_choice);
         native.grammar               = inputs.grammar;
-        native.json_schema           = inputs.json_schema;
+        native.json_schema           = checked_depth(inputs.json_schema);
         native.chat_template_kwargs  = inputs.kwargs;
         native.add_generation_prompt = inputs.add_generation_prompt;
         native.enable_thinking       = inputs.enable_thinking;

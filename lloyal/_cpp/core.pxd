@@ -143,7 +143,7 @@ cdef extern from "raw_state.hpp" namespace "lloyal" nogil:
     Status state_seq_set_data(ContextBox& box, const uint8_t* data, size_t size, int32_t dest, uint32_t flags, size_t& read)
     Status state_get_size(ContextBox& box, size_t& size)
     Status state_get_data(ContextBox& box, uint8_t* out, size_t size, size_t& written)
-    Status state_set_data(ContextBox& box, const uint8_t* data, size_t size, size_t& read)
+    Status state_set_data(ContextBox& box, const uint8_t* data, size_t size, bool exact, size_t& read)
     Status state_seq_read_payload(ContextBox& box, const uint8_t* data, size_t size, int32_t dest)
 
 cdef extern from "vocab.hpp" namespace "lloyal" nogil:

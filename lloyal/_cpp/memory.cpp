@@ -16,6 +16,7 @@
 #include "llama-model.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <limits>
 
 namespace lloyal {
@@ -123,6 +124,11 @@ MemoryMap::MemoryMap(const llama_model & model, const llama_context & context, l
     std::erase(caches, nullptr);
     // Every cache gets the types of the parameters; asking a cache for its V type crashes where it has none (MLA).
     quantized = !caches.empty() && (ggml_is_quantized(params.type_k) || ggml_is_quantized(params.type_v));
+    // Quantized keys are rotated through a matrix that heads of other sizes do not have; other types abort in rope.
+    const char * no_matrix = std::getenv("LLAMA_ATTN_ROT_DISABLE");
+    keys_rotate = params.type_k == GGML_TYPE_F32 || params.type_k == GGML_TYPE_F16 ||
+                  (ggml_is_quantized(params.type_k) && hparams.n_embd_head_k() % 64 == 0 &&
+                   !(no_matrix && std::atoi(no_matrix) != 0));
 }
 
 int32_t MemoryMap::window_begin(int32_t pos) const {
@@ -234,7 +240,8 @@ bool valid_seq(const ContextBox & box, SeqId seq, const char * name, Status & st
 }
 
 bool memory_can_shift(const ContextBox & box) {
-    return box.memory && !box.map.mrope && !box.map.has_state() && llama_memory_can_shift(box.memory);
+    return box.memory && !box.map.mrope && !box.map.has_state() && box.map.keys_rotate &&
+           llama_memory_can_shift(box.memory);
 }
 
 Rollback memory_can_rollback(ContextBox & box, SeqId seq, int32_t n_tokens) {
@@ -452,8 +459,8 @@ Status check_shift(ContextBox & box, SeqId seq, const char * what) {
     }
     if (!memory_can_shift(box)) {
         return Status(Code::unsupported,
-                      text(what, ": ", memory_kind_name(box.map.kind), " memory of this model cannot be shifted "
-                           "(ctx.memory.can_shift is False)"));
+                      text(what, ": ", memory_kind_name(box.map.kind), " memory of this model",
+                           box.map.keys_rotate ? "" : " with this type_k", " cannot be shifted (ctx.memory.can_shift is False)"));
     }
     return {};
 }

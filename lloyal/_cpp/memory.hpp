@@ -50,6 +50,7 @@ struct MemoryMap {
     bool     mrope           = false;
     bool     v_trans         = false; // no flash attention: V is stored transposed
     bool     quantized       = false; // K or V is a block type
+    bool     keys_rotate     = false; // llama.cpp can rotate keys of this type when positions change
     uint32_t n_swa           = 0;
     int      swa_type        = 0;
     uint32_t n_rs_seq        = 0;

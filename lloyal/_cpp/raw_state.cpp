@@ -1,12 +1,15 @@
 #include "raw_state.hpp"
 
+#include "fence.hpp"
 #include "handles.hpp"
 #include "io.hpp"
 #include "log.hpp"
 
+#include "llama-arch.h"
 #include "llama-context.h"
 #include "llama-kv-cache.h"
 #include "llama-memory-recurrent.h"
+#include "llama-model.h"
 
 #include <algorithm>
 #include <cstring>
@@ -16,7 +19,8 @@ namespace lloyal {
 namespace {
 
 constexpr uint32_t KNOWN_FLAGS = LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY | LLAMA_STATE_SEQ_FLAGS_ON_DEVICE;
-constexpr size_t   BLOB_HEADER = 8; // u32 magic, i32 source sequence
+constexpr uint32_t BLOB_MAGIC = 0xaf143cd8;
+constexpr size_t   BLOB_HEADER = 8; // the magic, i32 source sequence
 
 bool on_device(uint32_t flags) {
     return (flags & LLAMA_STATE_SEQ_FLAGS_ON_DEVICE) != 0;
@@ -158,16 +162,76 @@ Status settle_partial(ContextBox & box, SeqId dest) {
     return {};
 }
 
+// llama.cpp takes any position, and cannot remove a row at a negative one or at the last. Every 4-byte field of a state is
+// a position, count, id or type, and none of those is negative.
+class CheckedReader : public HostReader {
+  public:
+    using HostReader::HostReader;
+
+    void read(void * dst, size_t size) override {
+        HostReader::read(dst, size);
+        if (size == sizeof(int32_t)) {
+            int32_t value;
+            std::memcpy(&value, dst, size);
+            if (value < 0 || value == std::numeric_limits<int32_t>::max()) {
+                throw std::runtime_error(text("the field before byte ", n_bytes(), " cannot be ", value));
+            }
+        }
+    }
+};
+
+// What stands before the memory in a state.
+enum class Header { none, sequence, context };
+
+void read_header(const ContextBox & box, HostReader & reader, Header header) {
+    uint32_t word = 0;
+    if (header == Header::sequence) {
+        SeqId source;
+        reader.HostReader::read(&word, sizeof word);
+        reader.HostReader::read(&source, sizeof source);
+        if (word != BLOB_MAGIC) {
+            throw std::runtime_error(text("it starts with ", word, ", not ", BLOB_MAGIC));
+        }
+    } else if (header == Header::context) {
+        const std::string ours = llm_arch_name(box.model->ptr->arch);
+        reader.HostReader::read(&word, sizeof word);
+        std::string arch(std::min<size_t>(word, reader.n_left()), '\0');
+        reader.HostReader::read(arch.data(), arch.size());
+        if (arch != ours) {
+            throw std::runtime_error(text("it is of a ", arch, " model, this one is ", ours));
+        }
+    }
+}
+
+// Read a host state of one sequence, or of all with -1; with `exact` nothing may follow it. Says why not, with nothing of
+// it left in the memory.
+Status read_host(ContextBox & box, HostReader & reader, Header header, SeqId dest, uint32_t flags, bool exact) {
+    Status status = fenced(Code::state_mismatch, [&]() -> Status {
+        read_header(box, reader, header);
+        box.memory->state_read(reader, dest, flags);
+        if (exact && reader.n_left() != 0) {
+            return Status(Code::state_mismatch, text(reader.n_left(), " bytes are left over"));
+        }
+        reader.apply();
+        return {};
+    });
+    if (!status.ok()) {
+        if (dest < 0) {
+            memory_clear(box, false);
+        } else {
+            make_empty(box, dest); // hybrid memories can be left half restored
+        }
+        const std::string log = log_last();
+        status.message = text("the state cannot be read: ", log.empty() ? status.message : log, "; ",
+                              dest < 0 ? std::string("the context") : text("sequence ", dest), " is now empty");
+    }
+    return status;
+}
+
 void outputs_gone(ContextBox & box) {
     ++box.generation;
     box.output_row.clear();
     box.n_outputs = 0;
-}
-
-Status refused(const char * what, SeqId dest) {
-    const std::string log = log_last();
-    return Status(Code::state_mismatch,
-                  text("llama.cpp refused the ", what, log.empty() ? "" : ": ", log, "; sequence ", dest, " is now empty"));
 }
 
 } // namespace
@@ -271,7 +335,11 @@ Status state_seq_set_data(ContextBox & box, const uint8_t * data, size_t size, S
             SeqId source;
             std::memcpy(&source, data + 4, sizeof source);
             const auto found = box.raw_states.slots.find(source);
-            if (found == box.raw_states.slots.end() || found->second.save_number != trailer.save_number) {
+            if (found == box.raw_states.slots.end()) {
+                return Status(Code::state_mismatch, text("sequence ", source, " was never saved on its device here: the bytes "
+                                                         "of this device state were changed"));
+            }
+            if (found->second.save_number != trailer.save_number) {
                 return Status(Code::stale_checkpoint,
                               text("this device state is stale: sequence ", source, " was saved again since, and "
                                    "llama.cpp keeps one per sequence (ctx.checkpoint() keeps any number)"));
@@ -295,10 +363,20 @@ Status state_seq_set_data(ContextBox & box, const uint8_t * data, size_t size, S
         if (!partial) {
             make_empty(box, dest); // llama.cpp leaves an attention cache as it is when the state is an empty one
         }
-        read = llama_state_seq_set_data_ext(box.ptr, data, native, dest, flags);
-        if (read == 0) {
-            make_empty(box, dest); // hybrid memories can be left half restored
-            return refused("state", dest);
+        if (rows) {
+            if (llama_state_seq_set_data_ext(box.ptr, data, native, dest, flags) == 0) {
+                make_empty(box, dest);
+                return Status(Code::state_mismatch, text("llama.cpp refused the state: ", log_last(), "; sequence ", dest,
+                                                         " is now empty"));
+            }
+            read = size;
+        } else {
+            llama_synchronize(box.ptr);
+            CheckedReader reader(data, size);
+            if (Status bad = read_host(box, reader, Header::sequence, dest, flags, false); !bad.ok()) {
+                return bad;
+            }
+            read = reader.n_bytes();
         }
         if (partial) {
             if (Status bad = settle_partial(box, dest); !bad.ok()) {
@@ -311,7 +389,6 @@ Status state_seq_set_data(ContextBox & box, const uint8_t * data, size_t size, S
         } else {
             forget_rows(box, dest);
         }
-        read = size;
         return {};
     });
 }
@@ -341,18 +418,20 @@ Status state_get_data(ContextBox & box, uint8_t * out, size_t size, size_t & wri
     });
 }
 
-Status state_set_data(ContextBox & box, const uint8_t * data, size_t size, size_t & read) noexcept {
+Status state_set_data(ContextBox & box, const uint8_t * data, size_t size, bool exact, size_t & read) noexcept {
     return guarded(Code::state_mismatch, [&]() -> Status {
-        log_mark();
-        outputs_gone(box);
-        read = llama_state_set_data(box.ptr, data, size);
-        if (read == 0) {
-            const std::string log = log_last();
-            memory_clear(box, false);
-            return Status(Code::state_mismatch, "llama.cpp refused the state" + (log.empty() ? "" : ": " + log) +
-                                                    "; the context is now empty");
+        if (Status bad = check_call(box, 0, 0, "seq_id"); !bad.ok()) {
+            return bad;
         }
-        for (SeqId seq = 0; box.memory && seq < box.provenance.n_seq_max(); ++seq) {
+        log_mark();
+        llama_synchronize(box.ptr);
+        outputs_gone(box);
+        CheckedReader reader(data, size);
+        if (Status bad = read_host(box, reader, Header::context, -1, 0, exact); !bad.ok()) {
+            return bad;
+        }
+        read = reader.n_bytes();
+        for (SeqId seq = 0; seq < box.provenance.n_seq_max(); ++seq) {
             forget_rows(box, seq);
         }
         return {};
@@ -368,18 +447,9 @@ Status state_seq_read_payload(ContextBox & box, const uint8_t * data, size_t siz
         llama_synchronize(box.ptr);
         outputs_gone(box);
         make_empty(box, dest);
-        HostReader reader(data, size);
-        Status status = guarded(Code::state_mismatch, [&]() -> Status {
-            box.memory->state_read(reader, dest, 0);
-            if (reader.n_left() != 0) {
-                return Status(Code::state_mismatch, text(reader.n_left(), " bytes are left over"));
-            }
-            reader.apply();
-            return {};
-        });
-        if (!status.ok()) {
-            make_empty(box, dest);
-            return Status(status.code, text("the state cannot be read: ", status.message, "; sequence ", dest, " is now empty"));
+        CheckedReader reader(data, size);
+        if (Status bad = read_host(box, reader, Header::none, dest, 0, true); !bad.ok()) {
+            return bad;
         }
         forget_rows(box, dest);
         return {};

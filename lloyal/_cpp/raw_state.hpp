@@ -46,7 +46,8 @@ Status state_seq_set_data(ContextBox & box, const uint8_t * data, size_t size, S
 
 Status state_get_size(ContextBox & box, size_t & size) noexcept;
 Status state_get_data(ContextBox & box, uint8_t * out, size_t size, size_t & written) noexcept;
-Status state_set_data(ContextBox & box, const uint8_t * data, size_t size, size_t & read) noexcept;
+// With `exact` nothing may follow the state.
+Status state_set_data(ContextBox & box, const uint8_t * data, size_t size, bool exact, size_t & read) noexcept;
 
 // The payload of a sequence file: a host state without its first 8 bytes. Reads all of it or empties `dest`.
 Status state_seq_read_payload(ContextBox & box, const uint8_t * data, size_t size, SeqId dest) noexcept;

@@ -13,6 +13,7 @@ cimport lloyal._cpp.core as core
 cimport lloyal.libllama.ggml as g
 from cython.operator cimport dereference, preincrement
 from libcpp.map cimport map as cppmap
+from lloyal.llama.args cimport as_int32
 from lloyal.llama.backend cimport drain_logs
 from lloyal.llama.base cimport ContextBase, enter, leave
 from lloyal.llama.status cimport check, check_process
@@ -47,19 +48,19 @@ cdef class CheckpointBase:
         self.handle = handle
         return 0
 
-    def _take_native(self, ContextBase ctx not None, int seq_id, str where, bint partial) -> None:
+    def _take_native(self, ContextBase ctx not None, seq_id, str where, bint partial) -> None:
         if where == "device":
-            self._take(ctx, seq_id, native.where_device, partial)
+            self._take(ctx, as_int32(seq_id, "seq_id"), native.where_device, partial)
         elif where == "host":
-            self._take(ctx, seq_id, native.where_host, partial)
+            self._take(ctx, as_int32(seq_id, "seq_id"), native.where_host, partial)
         else:
-            self._take(ctx, seq_id, native.where_cells, partial)
+            self._take(ctx, as_int32(seq_id, "seq_id"), native.where_cells, partial)
 
-    def _restore_native(self, ContextBase ctx not None, int seq_id) -> None:
+    def _restore_native(self, ContextBase ctx not None, seq_id) -> None:
         cdef core.ContextHandle context
         cdef native.CheckpointHandle handle = self.pin()
         cdef core.Status status
-        cdef int32_t dest = seq_id
+        cdef int32_t dest = as_int32(seq_id, "seq_id")
         enter(ctx, context)
         with nogil:
             status = native.checkpoint_restore(handle.get()[0], context.get()[0], dest)
@@ -93,7 +94,7 @@ cdef class CheckpointBase:
         cdef core.Run run
         cdef size_t size = data.shape[0]
         cdef const uint8_t* start = NULL
-        cdef int32_t seq = seq_id
+        cdef int32_t seq = as_int32(seq_id, "seq_id")
         cdef int32_t begin = window_begin
         if size:
             start = &data[0]
@@ -212,6 +213,7 @@ def live_bytes(ContextBase ctx not None) -> dict[str, int]:
 
 
 def live_count(ContextBase ctx not None) -> int:
+    """Checkpoints of a context that are neither released nor evicted."""
     cdef core.ContextHandle handle = ctx.pin()
     return native.store_of(handle.get()[0]).live().size()
 
@@ -229,6 +231,7 @@ def pool_trim(ContextBase ctx not None) -> None:
 
 
 def set_budget(ContextBase ctx not None, budget: int | None, bint evict) -> None:
+    """Limit the bytes of a context's checkpoints (None: no limit), refusing or evicting beyond it."""
     cdef core.ContextHandle handle
     enter(ctx, handle)
     try:
@@ -260,6 +263,7 @@ def layout_signature(ContextBase ctx not None) -> bytes:
 
 
 def lease_acquire(ContextBase ctx not None) -> int:
+    """Lease a free sequence id, from the top. Releases the GIL."""
     cdef core.ContextHandle handle
     cdef core.Status status
     cdef int32_t seq = -1
@@ -271,14 +275,16 @@ def lease_acquire(ContextBase ctx not None) -> int:
     return seq
 
 
-def lease_release(ContextBase ctx not None, int seq_id) -> None:
+def lease_release(ContextBase ctx not None, seq_id) -> None:
+    """Give a leased id back and empty its sequence. Releases the GIL."""
     cdef core.ContextHandle handle = ctx.pin()
-    cdef int32_t seq = seq_id
+    cdef int32_t seq = as_int32(seq_id, "seq_id")
     with nogil:
         native.lease_release(handle.get()[0], seq)
 
 
 def lease_available(ContextBase ctx not None) -> int:
+    """Ids that could be leased now."""
     cdef core.ContextHandle handle = ctx.pin()
     return native.lease_available(handle.get()[0])
 

@@ -281,7 +281,8 @@ cdef class Context(ContextSampling):
         cdef int32_t i = as_int32(index, "index")
         enter(self, handle)
         try:
-            status = core.logits_row(handle.get()[0], i, row)
+            with nogil:  # it waits for the devices
+                status = core.logits_row(handle.get()[0], i, row)
             check(status)
             if copy or out is not None:
                 return copy_row(row, self.n_vocab, out)
@@ -315,15 +316,17 @@ cdef class Context(ContextSampling):
         cdef const float* row = NULL
         cdef int32_t i = -1 if index is None else as_int32(index, "index")
         cdef int32_t seq = -1 if seq_id is None else as_int32(seq_id, "seq_id")
+        cdef bint pooled = seq_id is not None
         cdef Py_ssize_t n
         if index is not None and seq_id is not None:
             raise InvalidArgument("give index or seq_id, not both")
         enter(self, handle)
         try:
-            if seq_id is None:
-                status = core.embeddings_row(handle.get()[0], i, row)
-            else:
-                status = core.embeddings_seq(handle.get()[0], seq, row)
+            with nogil:
+                if pooled:
+                    status = core.embeddings_seq(handle.get()[0], seq, row)
+                else:
+                    status = core.embeddings_row(handle.get()[0], i, row)
             check(status)
             n = c.llama_model_n_embd_out(handle.get().model.get().ptr)
             if seq_id is not None and c.llama_pooling_type(handle.get().ptr) == c.LLAMA_POOLING_TYPE_RANK:

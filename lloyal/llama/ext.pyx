@@ -161,6 +161,9 @@ cdef class ContextExt(ContextState):
             leave(handle)
         check(status)
 
+    # @overload (self, index: int = -1, *, copy: Literal[False] = False, out: None = None) -> Logits
+    # @overload (self, index: int = -1, *, copy: Literal[True], out: None = None) -> NDArray[float32]
+    # @overload (self, index: int = -1, *, copy: bool = False, out: BufferT) -> BufferT
     def embeddings_nextn(self, index: int = -1, *, copy: bool = False, out: BufferLike | None = None):
         """The hidden state of one entry of the last batch (``llama_get_embeddings_nextn_ith``).
 
@@ -225,6 +228,9 @@ cdef class ContextExt(ContextState):
         check(status)
         drain_logs()
 
+    # @overload (self, layer: int, index: int, *, copy: Literal[False] = False, out: None = None) -> Logits
+    # @overload (self, layer: int, index: int, *, copy: Literal[True], out: None = None) -> NDArray[float32]
+    # @overload (self, layer: int, index: int, *, copy: bool = False, out: BufferT) -> BufferT
     def embeddings_layer_inp(self, layer: int, index: int, *, copy: bool = False, out: BufferLike | None = None):
         """The input of a layer for one token of the last batch (``llama_get_embeddings_layer_inp``).
 

@@ -1,4 +1,4 @@
 from lloyal.llama.base cimport ContextBase
 
 cdef class ContextState(ContextBase):
-    pass
+    cdef size_t _set_whole(self, data, bint exact) except? 0

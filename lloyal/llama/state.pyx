@@ -217,6 +217,9 @@ cdef class ContextState(ContextBase):
 
     def state_set_data(self, data: BufferLike) -> int:
         """Restore the whole context (``llama_state_set_data``). A refused state leaves it empty. Releases the GIL."""
+        return self._set_whole(data, False)
+
+    cdef size_t _set_whole(self, data, bint exact) except? 0:
         cdef core.ContextHandle handle
         cdef core.Status status
         cdef size_t read = 0
@@ -225,7 +228,7 @@ cdef class ContextState(ContextBase):
         cdef const uint8_t* start = &source[0] if size else NULL
         enter(self, handle)
         with nogil:
-            status = core.state_set_data(handle.get()[0], start, size, read)
+            status = core.state_set_data(handle.get()[0], start, size, exact, read)
             leave(handle)
         check(status)
         drain_logs()
@@ -258,15 +261,15 @@ cdef class ContextState(ContextBase):
         cdef size_t size
         with _MappedFile(path) as file:
             tokens, offset = _read_header(path, file, c.LLAMA_STATE_SEQ_MAGIC, c.LLAMA_STATE_SEQ_VERSION)
+            enter(self, handle)
             source = file
             size = source.shape[0] - offset
             start = &source[0] + <size_t>offset
-            enter(self, handle)
             with nogil:
                 status = core.state_seq_read_payload(handle.get()[0], start, size, seq)
                 leave(handle)
             source = None
-            check(status)
+            _check_file(status, path)
         drain_logs()
         return tokens
 
@@ -280,28 +283,40 @@ cdef class ContextState(ContextBase):
         with _MappedFile(path) as file:
             tokens, offset = _read_header(path, file, c.LLAMA_SESSION_MAGIC, c.LLAMA_SESSION_VERSION)
             with memoryview(file) as view, view[offset:] as state:
-                read = self.state_set_data(state)
-                if read != len(state):
-                    raise StateMismatch(f"{path}: {len(state) - read} bytes are left over")
+                try:
+                    self._set_whole(state, True)
+                except StateMismatch as error:
+                    raise StateMismatch(f"{path}: {error}") from None
         return tokens
 
 
 def _readable(data):
     view = memoryview(data)
-    return view.cast("B") if view.contiguous else bytes(view)
+    return view.cast("B") if view.c_contiguous else bytes(view)
 
 
 def _writable(out):
     view = memoryview(out)
-    if view.readonly or not view.contiguous:
+    if view.readonly or not view.c_contiguous:
         raise InvalidArgument("out must be a writable, contiguous buffer")
     return view.cast("B")
+
+
+cdef int _check_file(core.Status& status, path) except -1:
+    try:
+        check(status)
+    except StateMismatch as error:
+        raise StateMismatch(f"{path}: {error}") from None
+    return 0
 
 
 def _file_header(magic, version, tokens) -> bytes:
     from array import array
 
-    ids = array("i", tokens)
+    try:
+        ids = array("i", tokens)
+    except OverflowError as error:
+        raise InvalidArgument(f"tokens: {error}") from None
     return struct.pack("<III", magic, version, len(ids)) + ids.tobytes()
 
 

@@ -207,7 +207,7 @@ def fewer_tokens_than_sequences(lab: Lab) -> None:
 def ring_deeper_than_a_micro_batch(lab: Lab) -> None:
     for name in ("lfm2", "qwen35"):
         for params in ({"n_ctx": 64, "n_rs_seq": 63}, {"n_batch": 5, "n_rs_seq": 4}, {"n_ubatch": 9, "n_rs_seq": 8}):
-            with lab.refused(InvalidArgument, params["n_rs_seq"]):
+            with lab.refused(InvalidArgument, "n_rs_seq"):
                 lab.context(name, **params)
     ctx = lab.context("lfm2", n_ubatch=6, n_rs_seq=4)
     lab.feed(ctx, (0, 0, tokens(20)))
@@ -222,7 +222,7 @@ def ring_too_deep_for_the_graph(lab: Lab) -> None:
 
 @case("61", "sizes that no machine has, or that contradict each other", upstream="killed for its memory, or NULL", ours="InvalidArgument, LoadFailed")
 def impossible_sizes(lab: Lab) -> None:
-    for params in ({"n_ctx": 2**31 - 1}, {"n_ctx": 2**30}):
+    for params in ({"n_ctx": 2**31 - 256}, {"n_ctx": 2**30}):
         with lab.refused(InvalidArgument, f"n_ctx={params['n_ctx']}", "MiB"):
             lab.context(**params)
     for name, value in (("n_ctx", -1), ("n_ctx", 2**31), ("n_ctx", 2**64), ("n_ctx", 1.5), ("n_ctx", True), ("n_ctx", "4096"),

@@ -9,6 +9,8 @@ from tests.abuse.lab import Lab, case, check, decode
 from tests.models import WINDOW, tokens
 
 NO_SEQUENCE = (-1, -2, 4, 255, 256, 2**31 - 1, -(2**31), 2**40)
+# Only the order of additions moves a logit then.
+EXACT = {"type_k": "f32", "type_v": "f32", "flash_attn": "off"}
 KINDS = ("llama", "gemma3", "mamba2", "lfm2")
 
 
@@ -80,13 +82,32 @@ def division_by_nothing(lab: Lab) -> None:
 @case("19", "positions shifted where the next decode cannot rotate the keys", upstream="GGML_ABORT in that decode", ours="Unsupported")
 def shift_that_cannot_be_applied(lab: Lab) -> None:
     for name in ("gemma3", "mamba2", "lfm2", "falcon-h1", "qwen35", "lfm2-swa"):
-        ctx = lab.context(name)
+        ctx = lab.context(name, n_ctx=512)  # large enough for a window cache to be smaller than the others
         lab.feed(ctx, (0, 0, tokens(20)))
         check(not ctx.memory.can_shift, f"{name}: can_shift is True")
         with lab.refused(Unsupported, "seq_add"):
             ctx.memory.seq_add(0, 10, -1, 5)
         with lab.refused(Unsupported, "seq_div"):
             ctx.memory.seq_div(0, 10, -1, 2)
+
+
+@case("76", "seq_add, seq_div of quantized keys in heads of 32, or of bf16 keys", upstream="SIGSEGV, abort in rope", ours="Unsupported")
+def shift_of_keys_that_cannot_rotate(lab: Lab) -> None:
+    for type_k in ("q8_0", "q4_0", "iq4_nl", "bf16"):
+        ctx = lab.context(type_k=type_k, flash_attn="on")
+        lab.feed(ctx, (0, 0, tokens(20)))
+        check(not ctx.memory.can_shift, f"{type_k}: can_shift is True")
+        with lab.refused(Unsupported, "seq_add", "type_k"):
+            ctx.memory.seq_add(0, 10, -1, 5)
+        with lab.refused(Unsupported, "seq_div", "type_k"):
+            ctx.memory.seq_div(0, 10, -1, 2)
+    for type_k in ("f16", "f32"):
+        ctx = lab.context(type_k=type_k, type_v="q8_0", flash_attn="on")
+        lab.feed(ctx, (0, 0, tokens(20)))
+        ctx.memory.seq_add(0, 10, -1, 5)
+        check(ctx.memory.seq_pos_max(0) == 24, f"{type_k}: nothing moved")
+        ctx.memory.seq_rm(0)
+        lab.forget(ctx, 0)
 
 
 @case("42", "seq_add over others, below 0, or past the largest position", upstream="two rows at one position, or rows lost",
@@ -107,7 +128,7 @@ def shift_of_shared_rows(lab: Lab) -> None:
     ctx = lab.context()
     lab.feed(ctx, (0, 0, tokens(20)))
     ctx.memory.seq_cp(0, 1)
-    for call in (lambda: ctx.memory.seq_add(0, 10, -1, 5), lambda: ctx.memory.seq_div(1, 10, -1, 2)):
+    for call in (lambda: ctx.memory.seq_add(0, 10, -1, 5), lambda: ctx.memory.seq_div(1, 0, -1, 2)):
         with lab.refused(Unsupported, "share"):
             call()
     check(ctx.memory.seq_pos_max(0) == ctx.memory.seq_pos_max(1) == 19, "positions moved")
@@ -164,7 +185,7 @@ def fork_between_streams_saved_at_once(lab: Lab) -> None:
     ctx = lab.context(kv_unified=False)
     lab.feed(ctx, (0, 0, tokens(20)))
     ctx.memory.seq_cp(0, 1)
-    check(ctx.state_seq_get_data(1)[8:] == ctx.state_seq_get_data(0)[8:], "the fork holds other rows")
+    check(lab.content(ctx, 1) == lab.content(ctx, 0), "the fork holds other rows")
     ctx.memory.seq_rm(0)  # and it does not depend on the parent any more
     lab.forget(ctx, 0)
     twin = lab.context(kv_unified=False)
@@ -187,18 +208,18 @@ def keep_between_streams(lab: Lab) -> None:
 
 @case("49", "fork of a sequence whose window has wrapped", upstream="the next decode finds no room", ours="decodes")
 def fork_of_a_wrapped_window(lab: Lab) -> None:
-    ctx = lab.context("gemma3", n_ctx=512, n_ubatch=16)
+    ctx = lab.context("gemma3", n_ctx=512, n_ubatch=16, **EXACT)
     for start in range(0, 12 * WINDOW, WINDOW):
         lab.feed(ctx, (0, start, tokens(WINDOW, seed=start)))
     ctx.memory.seq_cp(0, 1)
-    twin = lab.context("gemma3", n_ctx=512, n_ubatch=16)
+    twin = lab.context("gemma3", n_ctx=512, n_ubatch=16, **EXACT)
     for start in range(0, 12 * WINDOW, WINDOW):
         lab.feed(twin, (0, start, tokens(WINDOW, seed=start)))
     for start in range(12 * WINDOW, 15 * WINDOW, WINDOW):
         want = lab.feed(twin, (0, start, tokens(WINDOW, seed=start)))
         for seq in (0, 1):
             got = decode(ctx, (seq, start, tokens(WINDOW, seed=start)))
-            check(np.max(np.abs(got - want)) < 5e-3, f"sequence {seq} is off by {np.max(np.abs(got - want))}")
+            check(np.max(np.abs(got - want)) < 1e-3, f"sequence {seq} is off by {np.max(np.abs(got - want))}")
     ctx.close()
 
 

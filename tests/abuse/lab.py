@@ -124,6 +124,15 @@ class Lab:
         else:
             raise AssertionError(f"nothing was raised, expected {error.__name__}")
 
+    def content(self, ctx: lloyal.Context, seq_id: int) -> bytes:
+        """What a sequence holds, whatever its id and wherever its rows lie: its state after a trip to an empty context."""
+        for watched in self.watched:
+            if watched.ctx is ctx:
+                with lloyal.Context(ctx.model, **(CONTEXT | watched.params)) as empty:
+                    empty.state_seq_set_data(ctx.state_seq_get_data(seq_id), 0)
+                    return empty.state_seq_get_data(0)
+        raise AssertionError("not a context of this lab")
+
     def forget(self, ctx: lloyal.Context, seq_id: int) -> None:
         """The case emptied `seq_id`: it is empty now, and starts again right."""
         if ctx.memory.seq_pos_max(seq_id) != -1:

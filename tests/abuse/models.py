@@ -44,7 +44,7 @@ def starcoder(seed: int = 0) -> Recipe:
 def bert(seed: int = 0) -> Recipe:
     recipe = Recipe("bert", seed)
     recipe.keys |= {"attention.head_count": N_HEAD, "attention.layer_norm_epsilon": 1e-5, "attention.causal": False,
-                    "feed_forward_length": N_FF, "context_length": N_POS_TABLE}
+                    "feed_forward_length": N_FF, "context_length": N_POS_TABLE, "tokenizer.ggml.token_type_count": 2}
     recipe.random("token_embd.weight", (N_VOCAB, N_EMBD), 0.5)
     recipe.random("position_embd.weight", (N_POS_TABLE, N_EMBD), 0.5)
     recipe.random("token_types.weight", (2, N_EMBD), 0.5)

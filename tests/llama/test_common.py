@@ -13,6 +13,7 @@ import lloyal
 import lloyal.llama as ll
 from lloyal import chat, grammar
 from lloyal.errors import InvalidArgument, InvalidGrammar
+from tests.models import tiny
 
 MESSAGES = [
     {"role": "system", "content": "Be brief."},
@@ -44,8 +45,11 @@ def test_a_template_runs(nano: ll.Model, open_answer: bool) -> None:
 
 
 def test_the_default_is_the_models_own_or_chatml(nano: ll.Model) -> None:
-    assert nano.chat_template() is None
+    assert chat.ChatTemplates(nano).source() == nano.chat_template()
     assert chat.apply_template(nano, MESSAGES).prompt == chatml(MESSAGES, True)
+    with ll.Model(tiny("llama"), vocab_only=True) as bare:
+        assert bare.chat_template() is None
+        assert chat.apply_template(bare, MESSAGES).prompt == chatml(MESSAGES, True)
 
 
 def test_variables_reach_the_template(nano: ll.Model) -> None:
@@ -75,14 +79,18 @@ def test_a_schema_becomes_the_grammar_of_the_answer(nano: ll.Model) -> None:
     schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
     prompt = chat.apply_template(nano, MESSAGES, template="chatml", json_schema=schema)
     assert not prompt.grammar_lazy
-    assert _admits(nano.vocab, prompt.grammar, '{"n": 12}')
-    assert not _admits(nano.vocab, prompt.grammar, '{"m": 12}')
+    # it covers what opens the answer too
+    assert _admits(nano.vocab, prompt.grammar, prompt.generation_prompt + '{"n": 12}')
+    assert not _admits(nano.vocab, prompt.grammar, prompt.generation_prompt + '{"m": 12}')
+    unanchored = {"type": "string", "pattern": "a"}
+    with pytest.raises(InvalidGrammar, match="pattern a is not supported"):
+        chat.apply_template(nano, MESSAGES, template="chatml", json_schema=unanchored)
 
 
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        ("{% for m in messages %}", "for"),
+        ("{% for m in messages %}", "Unexpected token"),
         ("{{ messages | no_such_filter }}", "no_such_filter"),
         ("{{ raise_exception('only one system message') }}", "only one system message"),
         ("{{ (1 + }}", ""),
@@ -146,7 +154,7 @@ def test_builtin_formats() -> None:
 def _admits(vocab: ll.Vocab, text: str, answer: str) -> bool:
     """True if the grammar allows `answer`, token by token, and an end after it."""
     sampler = ll.Sampler.grammar(vocab, text)
-    tokens = vocab.tokenize(answer, add_special=False)
+    tokens = vocab.tokenize(answer, add_special=False, parse_special=True)
     assert vocab.eos is not None
     try:
         for token in [*tokens, vocab.eos]:
@@ -215,13 +223,56 @@ def test_deep_schemas_do_not_end_the_process() -> None:
 import json, sys
 from lloyal import grammar
 from lloyal.errors import InvalidGrammar
-for depth in (100, 900, 20_000):
+for depth in (100, 255, 256, 20_000):
     text = '{"type": "array", "items": ' * depth + '{"type": "null"}' + "}" * depth
     try:
         grammar.from_json_schema(text)
-    except InvalidGrammar:
-        pass
-print("alive")
+        print(depth, "taken")
+    except InvalidGrammar as error:
+        print(depth, error)
 """
+    expected = "100 taken\n255 taken\n" + "".join(f"{n} the schema: nested more than 256 deep\n" for n in (256, 20_000))
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr[-500:]
+    assert (done.returncode, done.stdout) == (0, expected), done.stderr[-500:]
+
+
+RECURSIVE = {
+    "parentheses": lambda n: "{{ " + "(" * n + "1" + ")" * n + " }}",
+    "lists": lambda n: "{{ " + "[" * n + "]" * n + " }}",
+    "sums": lambda n: "{{ " + "1 + " * n + "1 }}",
+    "negations": lambda n: "{{ " + "not " * n + "1 }}",
+    "conditions": lambda n: "{{ " + "1 if false else " * n + "1 }}",
+    "members": lambda n: "{{ a" + ".a" * n + " }}",
+    "filters": lambda n: "{{ 'a'" + " | upper" * n + " }}",
+    "blocks": lambda n: "{% if true %}" * n + "x" + "{% endif %}" * n,
+    "values": lambda n: "{% set a = [] %}" + "{% set a = [a] %}" * n + "{{ a }}",
+}
+
+
+def test_deep_templates_do_not_end_the_process() -> None:
+    # on a thread, whose stack may be small; the limits themselves are taken
+    code = f"""
+import json, sys, threading
+import lloyal
+from lloyal import chat
+from lloyal.errors import InvalidArgument
+model = lloyal.Model(lloyal.models.path("nano"), vocab_only=True)
+def work():
+    for name, source in json.load(sys.stdin).items():
+        try:
+            chat.apply_template(model, [{{"role": "user", "content": "x"}}], template=source)
+            print(name, "taken", flush=True)
+        except InvalidArgument as error:
+            print(name, "refused", flush=True)
+threading.stack_size(256 * 1024)
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+"""
+    sources = {f"{name} {n}": make(n) for name, make in RECURSIVE.items() for n in (200, 900, 5_000, 100_000)}
+    done = subprocess.run([sys.executable, "-P", "-c", code], input=json.dumps(sources), capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, (done.stdout[-200:], done.stderr[-500:])
+    verdicts = dict(line.rsplit(" ", 1) for line in done.stdout.splitlines())
+    assert verdicts.keys() == sources.keys()
+    assert {verdicts[f"{name} 200"] for name in RECURSIVE} == {"taken"}
+    assert {verdicts[f"{name} 100000"] for name in RECURSIVE} == {"refused"}

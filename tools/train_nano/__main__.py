@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from . import corpus as corpora
-from . import distill, recipe, tokenizer, train
+from . import distill, recipe, together, tokenizer, train
 from .corpus import Corpus
 from .export import write_gguf
 from .model import Config, Decoder
@@ -38,12 +38,24 @@ def from_corpus(config: Config, plans: list[train.Plan], vocab: Vocab, corpus: C
     return model
 
 
-def distilled(target: Decoder, vocab: Vocab, corpus: Corpus, folder: Path) -> Decoder:
-    """The draft: first the corpus, then the target's greedy continuations."""
+def paired(vocab: Vocab, corpus: Corpus, folder: Path) -> tuple[Decoder, Decoder]:
+    """Target and draft, each trained on the corpus alone and then together."""
+    target, draft = stored(recipe.NANO, "pair-target", folder), stored(recipe.DRAFT, "pair-draft", folder)
+    if target is None or draft is None:
+        target = from_corpus(recipe.NANO, recipe.NANO_PLANS, vocab, corpus, folder)
+        draft = from_corpus(recipe.DRAFT, recipe.DRAFT_PLANS, vocab, corpus, folder)
+        pair = together.train_together(target, draft, vocab, corpus, recipe.TOGETHER_PLAN, recipe.PULL, folder)
+        target, draft = pair.target, pair.draft
+        torch.save(target.state_dict(), folder / "pair-target.pt")
+        torch.save(draft.state_dict(), folder / "pair-draft.pt")
+    return target, draft
+
+
+def distilled(target: Decoder, start: Decoder, vocab: Vocab, corpus: Corpus, folder: Path) -> Decoder:
+    """The draft, taught on the target's greedy continuations."""
     name = f"{recipe.DRAFT.name}-distilled"
     model = stored(recipe.DRAFT, name, folder)
     if model is None:
-        start = from_corpus(recipe.DRAFT, recipe.DRAFT_PLANS, vocab, corpus, folder)
         saved = folder / "lessons.pt"
         if not saved.exists():
             rows = train.Rows(vocab, corpus, recipe.DISTIL_PLAN, folder / "tokens.pt")
@@ -63,7 +75,7 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder for the GGUF files")
     parser.add_argument("--work", type=Path, default=Path("build/train_nano"),
                         help="folder for logs, checkpoints and finished stages; delete it to start over")
-    parser.add_argument("--only", choices=("nano", "nano-draft", "nano-hybrid"), help="stop after this model")
+    parser.add_argument("--only", choices=("pair", "hybrid"), help="make nano and nano-draft, or nano-hybrid")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -84,13 +96,12 @@ def main() -> None:
         print(f"{name}: {model.n_params()} parameters, {size} bytes, held-out loss {loss:.4f} nats per token, "
               f"{bits:.4f} bits per byte", flush=True)
 
-    if args.only in (None, "nano-hybrid"):
+    if args.only != "pair":
         finish(from_corpus(recipe.HYBRID, recipe.HYBRID_PLANS, vocab, corpus, args.work))
-    if args.only != "nano-hybrid":
-        target = from_corpus(recipe.NANO, recipe.NANO_PLANS, vocab, corpus, args.work)
+    if args.only != "hybrid":
+        target, draft = paired(vocab, corpus, args.work)
         finish(target)
-        if args.only != "nano":
-            finish(distilled(target, vocab, corpus, args.work))
+        finish(distilled(target, draft, vocab, corpus, args.work))
 
 
 if __name__ == "__main__":

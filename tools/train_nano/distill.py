@@ -129,9 +129,8 @@ def agreement(model: Decoder, lessons: Lessons, n_rows: int = 256) -> float:
 
 
 def distil(config: Config, lessons: Lessons, plan: Plan, folder: Path,
-           start: Decoder | None = None) -> Decoder:
-    """Train a draft on the lessons, from `start` or from scratch."""
-    torch.manual_seed(plan.seed)
-    draft = start if start is not None else Decoder(config)
+           start: Decoder) -> Decoder:
+    """Go on training a copy of `start` on the lessons."""
+    draft = copy.deepcopy(start)
     fit(draft, lesson_batches(lessons, plan), plan, lesson_loss, folder / f"{config.name}-distil.log")
     return draft

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
+from torch import Tensor
 
 from . import tokenizer
 from .model import Config, Decoder
@@ -18,6 +20,11 @@ from .tokenizer import Vocab
 AUTHOR = "the lloyal authors"
 # Splits text as "gpt-2" does, but does not drop the space before punctuation when turning tokens into text.
 PRE_TOKENIZER = "trillion"
+FILE_TYPES = {
+    "F16": gguf.LlamaFileType.MOSTLY_F16,
+    "BF16": gguf.LlamaFileType.MOSTLY_BF16,
+    "Q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
+}
 
 
 def tensor_name(parameter: str, arch: str) -> str:
@@ -65,6 +72,15 @@ def _write_shape(writer: gguf.GGUFWriter, config: Config) -> None:
         writer.add_head_count_kv(config.n_head_kv)
 
 
+def _pack(name: str, parameter: Tensor, quant: gguf.GGMLQuantizationType) -> tuple[np.ndarray, Any]:
+    data = parameter.detach().float().numpy()
+    if parameter.dim() == 1 or name.endswith("shortconv.conv"):
+        return data, None
+    if quant == gguf.GGMLQuantizationType.F16:
+        return data.astype(np.float16), None
+    return gguf.quants.quantize(data, quant), quant
+
+
 def write_gguf(model: Decoder, vocab: Vocab, path: Path) -> int:
     """Write `path` (through a temporary file beside it) and return its size in bytes."""
     config = model.config
@@ -74,13 +90,12 @@ def write_gguf(model: Decoder, vocab: Vocab, path: Path) -> int:
     writer.add_author(AUTHOR)
     writer.add_license("MIT")
     writer.add_description("Trained on the CPython standard library's source; see MODEL_CARD.md.")
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
+    writer.add_file_type(FILE_TYPES[config.quant])
     _write_shape(writer, config)
     _write_vocab(writer, vocab)
     for name, parameter in model.named_parameters():
-        keep_wide = parameter.dim() == 1 or name.endswith("shortconv.conv")
-        data = parameter.detach().float().numpy().astype(np.float32 if keep_wide else np.float16)
-        writer.add_tensor(tensor_name(name, config.arch), data)
+        data, dtype = _pack(name, parameter, gguf.GGMLQuantizationType[config.quant])
+        writer.add_tensor(tensor_name(name, config.arch), data, raw_dtype=dtype)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -33,6 +33,7 @@ class Config:
     rope_base: float = 10000.0
     norm_eps: float = 1e-5
     n_ctx: int = 32768
+    quant: str = "F16"  # of the exported matrices
 
     @property
     def arch(self) -> str:

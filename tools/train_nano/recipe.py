@@ -18,12 +18,17 @@ NANO_PLANS = [
          warmup=20, cooldown=0.9),
 ]
 HYBRID_PLANS = [Plan(steps=1200)]
-DRAFT_PLANS = [Plan(steps=800, muon_rate=0.03, adam_rate=0.005, long_share=0.0)]
+DRAFT_PLANS = [Plan(steps=2000, muon_rate=0.03, adam_rate=0.005, long_share=0.1)]
 
-# The draft's second course: the target's greedy continuations of LESSON_BATCHES * LESSON_ROWS prompts.
-LESSON_BATCHES = 36
+# Target and draft together: each learns from the other; PULL is how strongly the target leans to the draft.
+TOGETHER_PLAN = Plan(steps=600, seed=55, function_share=0.25, muon_rate=0.01, adam_rate=0.002,
+                     warmup=20, cooldown=0.9)
+PULL = 1.0
+
+# Then the draft alone: the target's greedy continuations of LESSON_BATCHES * LESSON_ROWS prompts.
+LESSON_BATCHES = 60
 LESSON_ROWS = 192
 LESSON_SEED = 4321
-DISTIL_PLAN = Plan(steps=2400, rows=16, seed=99, muon_rate=0.02, adam_rate=0.004, cooldown=0.8)
+DISTIL_PLAN = Plan(steps=2800, rows=16, seed=99, muon_rate=0.012, adam_rate=0.002, cooldown=1.0)
 
 THREADS = 2

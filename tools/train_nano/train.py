@@ -79,10 +79,10 @@ class Rows:
             yield torch.stack(rows)
 
 
-def optimisers(model: Decoder, plan: Plan) -> list[torch.optim.Optimizer]:
+def optimisers(model: torch.nn.Module, plan: Plan) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the layers, AdamW for the embedding, norms and convolution kernels."""
     matrices = [p for n, p in model.named_parameters()
-                if p.dim() == 2 and n.startswith("blk") and not n.endswith("shortconv.conv")]
+                if p.dim() == 2 and "blk." in n and not n.endswith("shortconv.conv")]
     chosen = {id(p) for p in matrices}
     others = [p for p in model.parameters() if id(p) not in chosen]
     return [
@@ -97,7 +97,7 @@ def rate_factor(step: int, plan: Plan) -> float:
     return min(1.0, (step + 1) / plan.warmup, max(left, 0.0))
 
 
-def fit(model: Decoder, batches: Iterator[Any], plan: Plan,
+def fit(model: torch.nn.Module, batches: Iterator[Any], plan: Plan,
         loss_of: Callable[[torch.nn.Module, Any], Tensor], log: Path, compiled: bool = True) -> None:
     """Run through `batches`; a state saved beside `log` every few hundred steps lets a stopped run go on."""
     opts = optimisers(model, plan)
