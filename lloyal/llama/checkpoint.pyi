@@ -17,8 +17,6 @@ __all__ = ["CheckpointBase", "budget", "fault_arm", "fault_remaining", "layout_s
 class CheckpointBase:
     """The handle of a checkpoint. See `lloyal.Checkpoint`."""
 
-    def _take_native(self, ctx: ContextBase, seq_id: int, where: str, partial: bool) -> None: ...
-    def _restore_native(self, ctx: ContextBase, seq_id: int) -> None: ...
     def _export_native(self) -> bytes: ...
     def _import_native(self, ctx: ContextBase, data: BufferLike, partial: bool, seq_id: int, rows: Iterable[tuple[int, int, int, int]], window_begin: int) -> None: ...
     def _rows_native(self) -> list[tuple[int, int, int, int]]: ...
@@ -65,7 +63,8 @@ class CheckpointBase:
 def live_bytes(ctx: ContextBase) -> dict[str, int]:
     """Bytes that the checkpoints of a context really take, by buffer type; shared rows count once."""
 
-def live_count(ctx: ContextBase) -> int: ...
+def live_count(ctx: ContextBase) -> int:
+    """Checkpoints of a context that are neither released nor evicted."""
 
 def pool_idle_bytes(ctx: ContextBase) -> int:
     """Bytes of freed buffers kept for the next checkpoint."""
@@ -73,7 +72,8 @@ def pool_idle_bytes(ctx: ContextBase) -> int:
 def pool_trim(ctx: ContextBase) -> None:
     """Give the kept buffers back to their devices."""
 
-def set_budget(ctx: ContextBase, budget: int | None, evict: bool) -> None: ...
+def set_budget(ctx: ContextBase, budget: int | None, evict: bool) -> None:
+    """Limit the bytes of a context's checkpoints (None: no limit), refusing or evicting beyond it."""
 
 def budget(ctx: ContextBase) -> tuple[int | None, bool]:
     """``(bytes or None, evict)``."""
@@ -81,11 +81,14 @@ def budget(ctx: ContextBase) -> tuple[int | None, bool]:
 def layout_signature(ctx: ContextBase) -> bytes:
     """How the context's caches are laid out: a state fits where this is equal."""
 
-def lease_acquire(ctx: ContextBase) -> int: ...
+def lease_acquire(ctx: ContextBase) -> int:
+    """Lease a free sequence id, from the top. Releases the GIL."""
 
-def lease_release(ctx: ContextBase, seq_id: int) -> None: ...
+def lease_release(ctx: ContextBase, seq_id: int) -> None:
+    """Give a leased id back and empty its sequence. Releases the GIL."""
 
-def lease_available(ctx: ContextBase) -> int: ...
+def lease_available(ctx: ContextBase) -> int:
+    """Ids that could be leased now."""
 
 def fault_arm(n: int) -> None:
     """For tests: the n-th allocation or device copy from now fails (0: the next; negative: none)."""

@@ -275,7 +275,7 @@ def lease_acquire(ContextBase ctx not None) -> int:
     return seq
 
 
-def lease_release(ContextBase ctx not None, seq_id) -> None:
+def lease_release(ContextBase ctx not None, seq_id: int) -> None:
     """Give a leased id back and empty its sequence. Releases the GIL."""
     cdef core.ContextHandle handle = ctx.pin()
     cdef int32_t seq = as_int32(seq_id, "seq_id")

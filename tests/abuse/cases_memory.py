@@ -91,25 +91,6 @@ def shift_that_cannot_be_applied(lab: Lab) -> None:
             ctx.memory.seq_div(0, 10, -1, 2)
 
 
-@case("76", "seq_add, seq_div of quantized keys in heads of 32, or of bf16 keys", upstream="SIGSEGV, abort in rope", ours="Unsupported")
-def shift_of_keys_that_cannot_rotate(lab: Lab) -> None:
-    for type_k in ("q8_0", "q4_0", "iq4_nl", "bf16"):
-        ctx = lab.context(type_k=type_k, flash_attn="on")
-        lab.feed(ctx, (0, 0, tokens(20)))
-        check(not ctx.memory.can_shift, f"{type_k}: can_shift is True")
-        with lab.refused(Unsupported, "seq_add", "type_k"):
-            ctx.memory.seq_add(0, 10, -1, 5)
-        with lab.refused(Unsupported, "seq_div", "type_k"):
-            ctx.memory.seq_div(0, 10, -1, 2)
-    for type_k in ("f16", "f32"):
-        ctx = lab.context(type_k=type_k, type_v="q8_0", flash_attn="on")
-        lab.feed(ctx, (0, 0, tokens(20)))
-        ctx.memory.seq_add(0, 10, -1, 5)
-        check(ctx.memory.seq_pos_max(0) == 24, f"{type_k}: nothing moved")
-        ctx.memory.seq_rm(0)
-        lab.forget(ctx, 0)
-
-
 @case("42", "seq_add over others, below 0, or past the largest position", upstream="two rows at one position, or rows lost",
       ours="InvalidArgument")
 def shift_onto_others(lab: Lab) -> None:

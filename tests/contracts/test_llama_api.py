@@ -50,13 +50,18 @@ BY_ANOTHER_WAY = {
     "llama_sampler_sample": ("sampler.pyx", "sample"),
     "llama_get_sampled_candidates_count_ith": ("sampling_backend.pyx", "sampled_candidates"),
     # parameters are words, checked against the header's names by the loader and by other contracts
-    "llama_load_mode_name": ("params.py", "load_mode"),
+    "llama_load_mode_name": ("params.py", "use_mmap"),
+    "llama_load_mode_from_str": ("params.py", "use_mlock"),
+    "llama_model_meta_key_str": ("model_info.pyx", "metadata"),
+    "llama_model_meta_val_str": ("model_info.pyx", "metadata"),
+    "llama_state_set_data": ("state.pyx", "state_set_data"),
     "llama_flash_attn_type_name": ("context.pyx", "flash_attn"),
     # the log goes to the module `logging`; nobody else's callback is replaced
     "llama_log_get": ("backend.pyx", "drain_logs"),
 }
 
 DECLINED = {
+    "llama_max_tensor_buft_overrides": "tensor_buft_overrides is not a parameter of ours yet",
     "llama_opt_param_filter_all": "training is not here",
     "llama_opt_init": "training is not here",
     "llama_opt_epoch": "training is not here",

@@ -75,18 +75,6 @@ def test_an_answer_is_read_back(nano: ll.Model) -> None:
     assert not prompt.grammar
 
 
-def test_a_schema_becomes_the_grammar_of_the_answer(nano: ll.Model) -> None:
-    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
-    prompt = chat.apply_template(nano, MESSAGES, template="chatml", json_schema=schema)
-    assert not prompt.grammar_lazy
-    # it covers what opens the answer too
-    assert _admits(nano.vocab, prompt.grammar, prompt.generation_prompt + '{"n": 12}')
-    assert not _admits(nano.vocab, prompt.grammar, prompt.generation_prompt + '{"m": 12}')
-    unanchored = {"type": "string", "pattern": "a"}
-    with pytest.raises(InvalidGrammar, match="pattern a is not supported"):
-        chat.apply_template(nano, MESSAGES, template="chatml", json_schema=unanchored)
-
-
 @pytest.mark.parametrize(
     ("template", "message"),
     [
@@ -190,50 +178,11 @@ def test_a_grammar_admits_what_its_schema_admits(nano: ll.Model, schema: dict[st
 
 @pytest.mark.parametrize(
     "schema",
-    ["{", "", "[1, 2", '{"type": "no such"}', '{"$ref": "#/no/such"}', '{"type": "string", "pattern": "a"}', {"type": object()}, "\x00"],
+    ["{", "", "[1, 2", '{"type": "no such"}', '{"$ref": "#/no/such"}', {"type": object()}, "\x00"],
 )
 def test_schemas_that_are_none(schema: Any) -> None:
     with pytest.raises(InvalidGrammar):
         grammar.from_json_schema(schema)
-
-
-def test_nothing_is_printed() -> None:
-    # llama-common logs to stderr, from a thread of its own
-    code = """
-import lloyal
-from lloyal import chat, grammar
-from lloyal.errors import LloyalError
-model = lloyal.Model(lloyal.models.path("nano"), vocab_only=True)
-for template in ("{% for %}", "{{ bos_token }}{{ messages | nope }}"):
-    try:
-        chat.apply_template(model, [{"role": "user", "content": "x"}], template=template)
-    except LloyalError:
-        pass
-try:
-    grammar.from_json_schema('{"type": "string", "pattern": "a"}')
-except LloyalError:
-    pass
-"""
-    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-
-
-def test_deep_schemas_do_not_end_the_process() -> None:
-    code = """
-import json, sys
-from lloyal import grammar
-from lloyal.errors import InvalidGrammar
-for depth in (100, 255, 256, 20_000):
-    text = '{"type": "array", "items": ' * depth + '{"type": "null"}' + "}" * depth
-    try:
-        grammar.from_json_schema(text)
-        print(depth, "taken")
-    except InvalidGrammar as error:
-        print(depth, error)
-"""
-    expected = "100 taken\n255 taken\n" + "".join(f"{n} the schema: nested more than 256 deep\n" for n in (256, 20_000))
-    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stdout) == (0, expected), done.stderr[-500:]
 
 
 RECURSIVE = {
@@ -249,30 +198,3 @@ RECURSIVE = {
 }
 
 
-def test_deep_templates_do_not_end_the_process() -> None:
-    # on a thread, whose stack may be small; the limits themselves are taken
-    code = f"""
-import json, sys, threading
-import lloyal
-from lloyal import chat
-from lloyal.errors import InvalidArgument
-model = lloyal.Model(lloyal.models.path("nano"), vocab_only=True)
-def work():
-    for name, source in json.load(sys.stdin).items():
-        try:
-            chat.apply_template(model, [{{"role": "user", "content": "x"}}], template=source)
-            print(name, "taken", flush=True)
-        except InvalidArgument as error:
-            print(name, "refused", flush=True)
-threading.stack_size(256 * 1024)
-thread = threading.Thread(target=work)
-thread.start()
-thread.join()
-"""
-    sources = {f"{name} {n}": make(n) for name, make in RECURSIVE.items() for n in (200, 900, 5_000, 100_000)}
-    done = subprocess.run([sys.executable, "-P", "-c", code], input=json.dumps(sources), capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, (done.stdout[-200:], done.stderr[-500:])
-    verdicts = dict(line.rsplit(" ", 1) for line in done.stdout.splitlines())
-    assert verdicts.keys() == sources.keys()
-    assert {verdicts[f"{name} 200"] for name in RECURSIVE} == {"taken"}
-    assert {verdicts[f"{name} 100000"] for name in RECURSIVE} == {"refused"}

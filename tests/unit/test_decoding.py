@@ -142,13 +142,17 @@ def test_greedy_is_a_plain_loop(model, new_context):
 def test_a_sampler_picks_as_in_a_plain_loop(model, new_context):
     prompt = model.vocab.tokenize(PROMPT)
     ctx = new_context(model)
-    sampler = Sampler.chain(Sampler.top_k(20), Sampler.temp(0.9), Sampler.dist(7))
+    sampler = Sampler.chain(Sampler.top_k(20), Sampler.temp(0.9), Sampler.dist(11))
     decode_one_by_one(ctx, prompt)
     expected = []
     for i in range(16):
-        expected.append(sampler.sample(ctx))
+        token = sampler.sample(ctx)
+        if model.vocab.is_eog(token):
+            break
+        expected.append(token)
         decode_one_by_one(ctx, expected[-1:], pos=len(prompt) + i)
-    same = Sampler.chain(Sampler.top_k(20), Sampler.temp(0.9), Sampler.dist(7))
+    assert len(expected) > 3
+    same = Sampler.chain(Sampler.top_k(20), Sampler.temp(0.9), Sampler.dist(11))
     generation = generate(new_context(model, n_batch=8), prompt, max_tokens=16, sampling=same)
     assert list(generation) == expected
     assert generation.sampler is same
