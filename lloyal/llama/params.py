@@ -96,7 +96,10 @@ class ModelParams:
         Map the file instead of reading it.
     use_mlock : bool
         Keep the weights from being swapped out.
-    vocab_only, check_tensors, use_extra_bufts, no_host, load_mtp : bool
+    use_extra_bufts : bool
+        Repack weights for special instructions. Off is ours (llama.cpp: on): repacked for AMX, F16 weights give wrong
+        logits when one batch holds several sequences of a recurrent or hybrid model.
+    vocab_only, check_tensors, no_host, load_mtp : bool
         As in `llama_model_params`.
     kv_overrides : mapping, optional
         Metadata keys to replace: bool, int, float or str (at most 127 bytes).
@@ -113,7 +116,7 @@ class ModelParams:
     use_mlock: bool = False
     vocab_only: bool = False
     check_tensors: bool = False
-    use_extra_bufts: bool = True
+    use_extra_bufts: bool = False
     no_host: bool = False
     load_mtp: bool = True
     kv_overrides: Mapping[str, bool | int | float | str] | None = None

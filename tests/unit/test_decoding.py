@@ -13,6 +13,7 @@ from lloyal.errors import CacheFull, InvalidArgument, InvalidBatch, Unsupported
 from lloyal.llama import Batch, Context, Sampler, StateSeqFlags
 from lloyal.sampling import Sampling
 from tests import models
+from tests.decode import distance, feed
 
 PROMPT = "def read(self, size=-1):\n"
 GREEDY = Sampling(temperature=0)
@@ -266,3 +267,11 @@ def test_an_abandoned_generation_holds_nothing(nano, new_context):
         break
     ctx.close()
     assert lloyal.live_handles()["contexts"] == contexts - 1
+
+
+def test_sequences_in_one_batch_are_as_alone(model, new_context):
+    """Weights repacked for AMX got this wrong on the hybrid model."""
+    parts = [(seq, 0, [5 + seq, 6, 7, 8]) for seq in range(3)]
+    alone = [feed(new_context(model), (0, 0, tokens))[0] for _, _, tokens in parts]
+    for together, expected in zip(feed(new_context(model), *parts), alone, strict=True):
+        assert distance(together, expected) < 1e-2
