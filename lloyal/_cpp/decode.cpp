@@ -10,6 +10,7 @@
 #include "llama-model.h"
 
 #include <algorithm>
+#include <cmath>
 #include <memory>
 #include <stdexcept>
 
@@ -67,6 +68,14 @@ Status check_batch(const ContextBox & box, const Batch & batch, bool encoding, b
             const llama_token token = batch.token(i);
             if (token < 0 || token >= n_vocab) {
                 return invalid(text("token ", token, " at index ", i, " is outside the vocabulary of ", n_vocab));
+            }
+        }
+        if (batch.has_embd()) {
+            // It would outlive its sequence: unused rows of a cache, and new recurrent states, are made by multiplying with 0.
+            const float * row = batch.embd(i);
+            const float * bad = std::find_if_not(row, row + n_embd, [](float value) { return std::isfinite(value); });
+            if (bad != row + n_embd) {
+                return invalid(text("the embedding row at index ", i, " holds ", *bad, " at ", bad - row));
             }
         }
         if (batch.pos(i) < 0 || batch.pos(i) == INT32_MAX) {
@@ -171,7 +180,7 @@ void set_outputs(ContextBox & box, const Batch & batch, bool all) {
     }
 }
 
-// After a failure llama.cpp has taken back the rows of the ubatch that failed, but from the first sequence of each token
+// After a failure llama.cpp has taken back the rows of the ubatch that failed, but from one sequence of each token
 // only, and a recurrent state (half written by then) not at all, or from a snapshot that was never taken.
 void take_back(ContextBox & box, const Batch & batch, const std::vector<StateCell> & before) {
     const auto empty = [&box](SeqId seq) {
@@ -189,12 +198,15 @@ void take_back(ContextBox & box, const Batch & batch, const std::vector<StateCel
         }
     }
     for (size_t i = 0; i < batch.size(); ++i) {
-        const bool held = batch.pos(i) <= box.memory->seq_pos_max(batch.seq(i, 0));
+        bool held = true;
+        for (int32_t k = 0; k < batch.n_seq(i); ++k) {
+            held = held && batch.pos(i) <= box.memory->seq_pos_max(batch.seq(i, k));
+        }
         for (int32_t k = 0; k < batch.n_seq(i); ++k) {
             const SeqId seq = batch.seq(i, k);
             if (box.map.has_state()) {
                 empty(seq);
-            } else if (k > 0 && !held) {
+            } else if (!held) {
                 box.memory->seq_rm(seq, batch.pos(i), -1);
             }
         }
@@ -301,6 +313,7 @@ template <typename Native> Status run_decode(ContextBox & box, const Batch & bat
         }
         if (rc == 0) {
             set_outputs(box, batch, every_token_outputs(box));
+            box.has_logits = box.graph_has_logits;
         }
         const bool computed = rc == 0 || rc == 2 || rc < -1;
         if (box.memory && computed) {
@@ -330,6 +343,7 @@ template <typename Native> Status run_encode(ContextBox & box, const Batch & bat
             return failure(box, rc, batch);
         }
         set_outputs(box, batch, true);
+        box.has_logits = box.graph_has_logits && !box.memory;
         box.encoded.assign(size_t(box.provenance.n_seq_max()), false);
         for (size_t i = 0; i < batch.size(); ++i) {
             for (int32_t k = 0; k < batch.n_seq(i); ++k) {
@@ -428,6 +442,9 @@ Status logits_row(ContextBox & box, int32_t i, const float *& out) noexcept {
         if (const SeqId seq = output_seq(box, row); box.samplers.find(seq) != box.samplers.end()) {
             return Status(Code::no_logits, text("output ", i, " was sampled on the back end by the chain of sequence ", seq,
                                                 ", its logits were not kept: see sampled_logits()"));
+        }
+        if (!box.has_logits) {
+            return Status(Code::no_logits, text("this model computes no logits", box.memory ? " with embeddings=True, nor in encode()" : ""));
         }
         out = llama_get_logits_ith(box.ptr, i);
         return out ? Status() : Status(Code::no_logits, text("this context computes no logits for index ", i));

@@ -6,6 +6,7 @@
 #include "llama-context.h"
 #include "llama-ext.h"
 #include "llama-graph.h"
+#include "llama-memory.h"
 #include "llama-model.h"
 
 #include <algorithm>
@@ -50,9 +51,19 @@ Status context_memory(ContextBox & box, std::vector<BufferUse> & out) noexcept {
 
 Status context_set_embeddings(ContextBox & box, bool value) noexcept {
     return guarded(Code::decode_failed, [&]() -> Status {
+        if (box.ptr->get_cparams().embeddings == value) {
+            return {};
+        }
         llama_synchronize(box.ptr);
         box.drop_outputs(); // their layout depends on it
         llama_set_embeddings(box.ptr, value);
+        // Some models leave out the logits now; only the graph tells. Without a memory there never are any.
+        if (box.memory) {
+            const llama_memory_context_ptr full = box.memory->init_full();
+            const uint32_t n_seqs = llama_n_seq_max(box.ptr); // as llama.cpp does: caches of several streams need all of them
+            box.ptr->graph_reserve(n_seqs, n_seqs, n_seqs, full.get(), true);
+            box.graph_has_logits = box.ptr->get_gf_res_reserve()->get_logits() != nullptr;
+        }
         return {};
     });
 }

@@ -8,6 +8,7 @@
 
 #include "llama-arch.h"
 #include "llama-context.h"
+#include "llama-graph.h"
 #include "llama-kv-cells.h"
 #include "llama-model.h"
 
@@ -48,6 +49,7 @@ ContextBox::ContextBox(ModelHandle parent, llama_context * context, const llama_
     : model(std::move(parent)), ptr(context), memory(llama_get_memory(context)), id(random_epoch()),
       map(*model->ptr, *context, memory, params), provenance(id, int32_t(llama_n_seq_max(context))),
       leases(llama_n_seq_max(context), Lease::none) {
+    graph_has_logits = ptr->get_gf_res_reserve()->get_logits() != nullptr;
     llama_set_abort_callback(ptr, on_abort_check, this);
     ++live_counts().contexts;
 }

@@ -82,6 +82,8 @@ struct ContextBox {
     uint64_t             generation = 0;  // counts everything that changes or invalidates the output buffers
     std::vector<int32_t> output_row;      // batch index -> output row of the last decode, -1 without output
     int32_t              n_outputs = 0;
+    bool                 graph_has_logits = true; // some models have none, or none where there are embeddings
+    bool                 has_logits = true;       // of the last batch
     std::vector<SeqId>   output_seq;      // output row -> its sequence; only kept while there are `samplers`
 
     std::vector<bool> encoded; // by sequence: the last encode() had tokens of it (encoder-decoder models)

@@ -47,7 +47,8 @@ Status check_call(const ContextBox & box, SeqId seq, uint32_t flags, const char 
 Status check_device(const ContextBox & box, uint32_t flags) {
     const MemoryMap & map = box.map;
     const bool partial = (flags & LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY) != 0;
-    const bool recurrent_only = map.kind == MemoryKind::recurrent || (partial && map.has_recurrent());
+    // What PARTIAL_ONLY saves beside a recurrent state is the window cache, which has the cache types too.
+    const bool recurrent_only = map.kind == MemoryKind::recurrent || (partial && map.has_recurrent() && !map.window);
     if (map.quantized && !recurrent_only) {
         return Status(Code::unsupported,
                       "LLAMA_STATE_SEQ_FLAGS_ON_DEVICE copies 1/32 of a quantized cache and corrupts it: use "

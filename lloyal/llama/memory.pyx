@@ -5,6 +5,7 @@ One interface over attention caches, sliding windows, recurrent states and their
 before llama.cpp, which aborts on most mistakes, sees it.
 """
 
+cimport cython
 from libc.stdint cimport int32_t
 
 cimport lloyal._cpp.core as core
@@ -22,6 +23,7 @@ cdef Memory wrap_memory(ContextBase ctx):
     return memory
 
 
+@cython.auto_pickle(False)
 cdef class Memory:
     """The memory of a context (``llama_memory_t``). Get it from `Context.memory`; it keeps the context alive.
 

@@ -275,6 +275,56 @@ def sampling_without_logits(lab: Lab) -> None:
     sampler.close()
 
 
+@case("77", "embedding rows that are not finite", upstream="every later sequence of the context reads them", ours="InvalidBatch")
+def embedding_rows_that_are_not_finite(lab: Lab) -> None:
+    for name in ("llama", "mamba2", "lfm2"):
+        ctx = lab.context(name)
+        lab.feed(ctx, (0, 0, tokens(5)))
+        for value in (np.nan, np.inf, -np.inf):
+            rows = np.zeros((3, ctx.model.n_embd), np.float32)
+            rows[1, 7] = value
+            batch = lloyal.Batch()
+            batch.extend_embd(rows, 0, 1, True)
+            with lab.refused(InvalidBatch, "index 1", value, "at 7"):
+                ctx.decode(batch)
+
+
+@case("78", "logits of a model that computes none with embeddings=True", upstream="what was in the buffer", ours="NoLogits")
+def logits_beside_embeddings(lab: Lab) -> None:
+    ctx = lab.context("lfm2", embeddings=True)
+    decode_only(ctx, 0)
+    with lab.refused(NoLogits, "no logits"):
+        ctx.logits()
+    ctx.set_embeddings(False)
+    decode_only(ctx, 1)
+    with lloyal.Context(lab.model("lfm2"), n_ctx=256, n_threads=1) as twin:
+        decode_only(twin, 1)
+        check(np.max(np.abs(ctx.logits(copy=True) - twin.logits(copy=True))) < 5e-3, "the logits are off")
+    ctx.set_embeddings(True)
+    decode_only(ctx, 2)
+    with lab.refused(NoLogits, "no logits"):
+        lloyal.Sampler.greedy().sample(ctx)
+    ctx.close()
+    ctx = lloyal.Context(lab.model("llama"), n_ctx=256, n_threads=1, embeddings=True)
+    decode_only(ctx, 0)
+    check(np.isfinite(ctx.logits(copy=True)).all() and np.isfinite(ctx.embeddings(copy=True)).all(), "llama has both")
+    ctx.close()
+    for name in ("bert", "t5"):
+        ctx = lloyal.Context(lab.model(name), n_ctx=256, n_threads=1, embeddings=name == "bert")
+        batch = lloyal.Batch()
+        batch.extend(tokens(9), 0, 0, True)
+        ctx.encode(batch)
+        with lab.refused(NoLogits, "no logits"):
+            ctx.logits(0)
+        ctx.close()
+
+
+def decode_only(ctx: lloyal.Context, seq_id: int) -> None:
+    batch = lloyal.Batch()
+    batch.extend(tokens(9), 0, seq_id, "last")
+    ctx.decode(batch)
+
+
 @case("63", "embedding rows of another width, type or shape", upstream="reads past the end", ours="InvalidBatch, ValueError")
 def embedding_rows_that_do_not_fit(lab: Lab) -> None:
     ctx = lab.context()

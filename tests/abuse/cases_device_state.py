@@ -137,6 +137,15 @@ def device_state_of_a_quantized_cache(lab: Lab) -> None:
         ctx.state_seq_set_data_ext(host, 1, NONE)
         check(lab.content(ctx, 1) == lab.content(ctx, 0), "the host state did not survive")
         ctx.memory.seq_rm(1)
+    # PARTIAL_ONLY leaves the attention cache out, but not a window cache beside a recurrent state.
+    for name, fine in (("lfm2", True), ("lfm2-swa", False), ("gemma3", False)):
+        ctx = lab.context(name, type_k="q8_0", type_v="q8_0", flash_attn="on")
+        lab.feed(ctx, (0, 0, tokens(20)))
+        if fine:
+            ctx.state_seq_set_data_ext(ctx.state_seq_get_data_ext(0, DEVICE | PARTIAL), 0, DEVICE | PARTIAL)
+        else:
+            with lab.refused(Unsupported, "ON_DEVICE", "quantized"):
+                ctx.state_seq_get_data_ext(0, DEVICE | PARTIAL)
 
 
 @case("8", "second device save in smaller pieces, V transposed (no flash attention)",

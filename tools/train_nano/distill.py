@@ -1,7 +1,10 @@
-"""Teaches the draft to say what the target says next when the target runs greedily.
+"""Brings nano and nano-draft to the same greedy text, so that the draft's guesses are accepted.
 
-Knows how the target's greedy continuations of training text are generated and how the draft learns from them.
-Does not know GGUF, and does not measure acceptance (measure.py does, through the library).
+A model a tenth of nano's size cannot follow every choice of a target that it has no part in.  So first the draft
+has a say: texts are composed in which its guess stands wherever nano finds that guess plausible, and the draft
+learns those texts, round after round.  Then nano learns to write them.  Last, the draft learns nano's own greedy
+text.  Knows how such texts are composed and what each model learns from them.  Does not know GGUF, and does not
+measure acceptance as it is shipped (measure.py does, through the library).
 """
 
 from __future__ import annotations
@@ -16,20 +19,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .model import Cache, Config, Decoder, rope_table
+from .model import Cache, Decoder, rope_table
 from .tokenizer import BOS_ID, EOS_ID, IM_END_ID
 from .train import Plan, Rows, fit
 
 TOP = 8
 IGNORED = -100
+ROW = 256  # tokens of a lesson: a prompt from the training text, then what follows
+PROMPT_LENGTHS = (4, 48, 80, 112, 144)  # batches take turns; the shortest are the beginnings of functions
 
 
 @dataclass(frozen=True)
 class Lessons:
-    """Rows of prompt plus greedy continuation, all `length` tokens long after padding at the end.
+    """Rows of prompt plus continuation.
 
-    `top_ids` and `top_probs` are the target's likeliest next tokens at each position; `labels` is its choice,
-    or IGNORED in the prompt, after the end and in the padding.
+    `labels` is the token to say next, or IGNORED in the prompt and after the end; `top_ids` and `top_probs` are
+    what the target finds likeliest there.
     """
 
     ids: Tensor
@@ -42,6 +47,14 @@ class Lessons:
         return int((self.labels != IGNORED).sum())
 
 
+@dataclass(frozen=True)
+class Say:
+    """A draft whose guess is taken if the target gives it at least `lenience` times its best token's probability."""
+
+    draft: Decoder
+    lenience: float
+
+
 def half_precision(model: Decoder) -> Decoder:
     """A bfloat16 copy for fast generation; the rotation tables stay in 32 bits."""
     fast = copy.deepcopy(model).to(torch.bfloat16).eval()
@@ -50,39 +63,44 @@ def half_precision(model: Decoder) -> Decoder:
 
 
 @torch.no_grad()
-def continue_greedily(model: Decoder, prompts: Tensor, n_new: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Greedy continuations [rows, n_new] of equally long prompts, and the top probabilities at each step."""
-    cache = Cache(model.config, len(prompts), prompts.shape[1] + n_new, torch.bfloat16)
-    logits = model(prompts, cache)[:, -1].float()
+def continue_text(target: Decoder, prompts: Tensor, n_new: int, say: Say | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Greedy continuations [rows, n_new] of equally long prompts, and the target's top probabilities at each step."""
+    models = [half_precision(m) for m in ([target, say.draft] if say else [target])]
+    caches = [Cache(m.config, len(prompts), prompts.shape[1] + n_new, torch.bfloat16) for m in models]
     ids, top_ids, top_probs = [], [], []
+    fed = prompts
     for _ in range(n_new):
-        probs, best = logits.softmax(-1).topk(TOP)
-        ids.append(best[:, 0])
+        logits = [model(fed, cache)[:, -1].float() for model, cache in zip(models, caches, strict=True)]
+        all_probs = logits[0].softmax(-1)
+        probs, best = all_probs.topk(TOP)
+        chosen = best[:, :1]
+        if say:
+            guess = logits[1].argmax(-1, keepdim=True)
+            chosen = torch.where(all_probs.gather(1, guess) >= say.lenience * probs[:, :1], guess, chosen)
+        ids.append(chosen[:, 0])
         top_ids.append(best.to(torch.int16))
         top_probs.append(probs.half())
-        logits = model(best[:, :1], cache)[:, -1].float()
+        fed = chosen
     return torch.stack(ids, 1), torch.stack(top_ids, 1), torch.stack(top_probs, 1)
 
 
 def make_lessons(target: Decoder, rows: Rows, batches: int, per_batch: int, seed: int, log: Path,
-                 lengths: tuple[int, ...] = (4, 32, 64, 96, 128, 192), total: int = 320) -> Lessons:
-    """Let the target continue `batches * per_batch` prompts cut from the training text."""
-    fast = half_precision(target)
+                 say: Say | None = None) -> Lessons:
+    """Continue `batches * per_batch` prompts cut from the training text."""
     generator = torch.Generator().manual_seed(seed)
     parts: list[tuple[Tensor, ...]] = []
     began = time.time()
     for batch in range(batches):
-        n_prompt = lengths[batch % len(lengths)]
-        picks = torch.randint(len(rows.starts), (per_batch,), generator=generator)
-        prompts = torch.stack([F.pad(rows.text[s:s + n_prompt - 1], (1, 0), value=BOS_ID)
-                               for s in rows.starts[picks]])
-        n_new = min(total - n_prompt, 192)
-        new, top_ids, top_probs = continue_greedily(fast, prompts, n_new)
+        n_prompt = PROMPT_LENGTHS[batch % len(PROMPT_LENGTHS)]
+        flat, starts = ((rows.packed[1], rows.packed_starts[1] + 1) if n_prompt == min(PROMPT_LENGTHS)
+                        else (rows.text, rows.starts))
+        picks = torch.randint(len(starts), (per_batch,), generator=generator)
+        prompts = torch.stack([F.pad(flat[s:s + n_prompt - 1], (1, 0), value=BOS_ID) for s in starts[picks]])
+        new, top_ids, top_probs = continue_text(target, prompts, min(ROW + 1 - n_prompt, 160), say)
         ended = ((new == EOS_ID) | (new == IM_END_ID)).int().cumsum(1)
-        after = F.pad(ended, (1, 0))[:, :-1] > 0
-        labels = new.masked_fill(after, IGNORED)
+        labels = new.masked_fill(F.pad(ended, (1, 0))[:, :-1] > 0, IGNORED)
         ids = torch.cat((prompts, new[:, :-1]), 1)
-        tail, head = total - ids.shape[1], n_prompt - 1
+        tail, head = ROW - ids.shape[1], n_prompt - 1
         parts.append((
             F.pad(ids, (0, tail)).to(torch.int16), F.pad(labels, (head, tail), value=IGNORED).to(torch.int16),
             F.pad(top_ids, (0, 0, head, tail)), F.pad(top_probs, (0, 0, head, tail)),
@@ -106,8 +124,8 @@ def lesson_batches(lessons: Lessons, plan: Plan) -> Iterator[tuple[Tensor, ...]]
                lessons.top_ids[picks].long(), lessons.top_probs[picks].float())
 
 
-def lesson_loss(model: torch.nn.Module, batch: tuple[Tensor, ...], soft: float = 0.5) -> Tensor:
-    """Cross entropy against the target's choice, mixed with that against its likeliest few tokens."""
+def draft_loss(model: torch.nn.Module, batch: tuple[Tensor, ...], soft: float = 0.4) -> Tensor:
+    """Cross entropy against the lesson's choice, mixed with that against the target's likeliest few tokens."""
     ids, labels, top_ids, top_probs = batch
     with torch.autocast("cpu", dtype=torch.bfloat16):
         logits = model(ids)
@@ -119,18 +137,36 @@ def lesson_loss(model: torch.nn.Module, batch: tuple[Tensor, ...], soft: float =
     return (1 - soft) * hard + soft * blended[taught].mean()
 
 
+def teach_draft(draft: Decoder, lessons: Lessons, plan: Plan, log: Path) -> None:
+    """Go on training `draft` on the lessons."""
+    fit(draft, lesson_batches(lessons, plan), plan, draft_loss, log)
+
+
+def target_batches(lessons: Lessons, rows: Rows, plan: Plan) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of ids and labels: `plan.rows` rows of the training text above as many lessons."""
+    for row, (ids, labels, *_) in zip(rows, lesson_batches(lessons, plan), strict=True):
+        yield torch.cat((row[:, :-1], ids)), torch.cat((row[:, 1:], labels))
+
+
+def target_loss(model: torch.nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """Cross entropy of the text, plus that of the lessons' choices."""
+    ids, labels = batch
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = model(ids)
+    half = len(ids) // 2
+    return sum((F.cross_entropy(logits[part].flatten(0, 1).float(), labels[part].flatten(), ignore_index=IGNORED)
+                for part in (slice(None, half), slice(half, None))), torch.zeros(()))
+
+
+def teach_target(target: Decoder, lessons: Lessons, rows: Rows, plan: Plan, log: Path) -> None:
+    """Go on training `target` on the text and on the lessons, half of the rows each."""
+    fit(target, target_batches(lessons, rows, plan), plan, target_loss, log)
+
+
 @torch.no_grad()
-def agreement(model: Decoder, lessons: Lessons, n_rows: int = 256) -> float:
-    """Share of the target's choices that the draft's likeliest token matches, on the target's own text."""
-    ids, labels = lessons.ids[:n_rows].long(), lessons.labels[:n_rows].long()
-    best = model(ids).argmax(-1)
+def agreement(draft: Decoder, lessons: Lessons, n_rows: int = 320) -> float:
+    """Share of the lessons' choices that are the draft's likeliest tokens."""
+    picks = torch.linspace(0, len(lessons.ids) - 1, n_rows).long()
+    ids, labels = lessons.ids[picks].long(), lessons.labels[picks].long()
     taught = labels != IGNORED
-    return float((best == labels)[taught].float().mean())
-
-
-def distil(config: Config, lessons: Lessons, plan: Plan, folder: Path,
-           start: Decoder) -> Decoder:
-    """Go on training a copy of `start` on the lessons."""
-    draft = copy.deepcopy(start)
-    fit(draft, lesson_batches(lessons, plan), plan, lesson_loss, folder / f"{config.name}-distil.log")
-    return draft
+    return float((draft(ids).argmax(-1) == labels)[taught].float().mean())

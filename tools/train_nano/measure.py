@@ -136,7 +136,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=200, help="timed turns per model and context length")
     args = parser.parse_args()
     target, draft = Runner(args.models / "nano.gguf"), Runner(args.models / "nano-draft.gguf")
-    ends = {1, 3}  # <|eos|> and <|im_end|>
+    ends = {1, 3}  # <|endoftext|> and <|im_end|>
     for filled in (64, 128, 256):
         big, small = step_costs([target, draft], filled, args.repeats)
         print(f"after {filled} tokens: target {big:.0f} us, draft {small:.0f} us, ratio {small / big:.3f}")

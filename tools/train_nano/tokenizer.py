@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from .corpus import SourceFile
 
-BOS, EOS, IM_START, IM_END = "<|bos|>", "<|eos|>", "<|im_start|>", "<|im_end|>"
+BOS, EOS, IM_START, IM_END = "<|bos|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 SPARES = [f"<|spare_{i}|>" for i in range(16)]
 RESERVED = [BOS, EOS, IM_START, IM_END, *SPARES]
 BOS_ID, EOS_ID, IM_START_ID, IM_END_ID = range(4)
