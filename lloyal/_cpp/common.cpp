@@ -1,5 +1,7 @@
 #include "common.hpp"
 
+#include "big_stack.hpp"
+
 #include "chat.h"
 #include "json-schema-to-grammar.h"
 #include "json.h"
@@ -42,6 +44,20 @@ const std::string & checked_depth(const std::string & json) {
     return json;
 }
 
+// A template is parsed, run and dropped recursively too: long chains of operators and filters are deep trees, and macros
+// may call themselves. Its own nesting is bounded by its length.
+constexpr size_t MAX_TEMPLATE = 128 * 1024;
+constexpr size_t STACK_PER_BYTE = 8 * 1024;
+constexpr size_t STACK = 64 * 1024 * 1024;
+
+size_t template_stack(const std::string & source) {
+    if (source.size() > MAX_TEMPLATE) {
+        throw std::runtime_error("the template has " + std::to_string(source.size()) + " bytes, more than " +
+                                 std::to_string(MAX_TEMPLATE));
+    }
+    return STACK + source.size() * STACK_PER_BYTE;
+}
+
 common_chat_tool_choice tool_choice(const std::string & name) {
     return common_chat_tool_choice_parse_oaicompat(name);
 }
@@ -62,13 +78,22 @@ ChatTemplates::ChatTemplates(ModelHandle model, const std::string & source)
     // llama-common loses the message of a parse error on its way out; parsing here first keeps it.
     const char * own = llama_model_chat_template(model_->ptr, nullptr);
     const std::string text = !source.empty() ? source : own ? own : "";
-    if (!text.empty() && text != "chatml") {
-        common_chat_template(text, "", "");
-    }
-    templates_.reset(common_chat_templates_init(model_->ptr, source).release());
+    stack_ = template_stack(text);
+    on_big_stack(stack_, [&] {
+        if (!text.empty() && text != "chatml") {
+            common_chat_template(text, "", "");
+        }
+        templates_.reset(common_chat_templates_init(model_->ptr, source).release());
+    });
 }
 
-ChatTemplates::~ChatTemplates() = default;
+ChatTemplates::~ChatTemplates() {
+    try {
+        on_big_stack(stack_, [this] { templates_.reset(); });
+    } catch (const std::runtime_error &) {
+        // No thread to be had: it is dropped on this one.
+    }
+}
 
 std::string ChatTemplates::source(const std::string & variant) const {
     return common_chat_templates_source(templates_.get(), variant);
@@ -94,7 +119,8 @@ Status ChatTemplates::apply(const ChatInputs & inputs, ChatPrompt & out) const n
         native.parallel_tool_calls   = inputs.parallel_tool_calls;
         native.reasoning_format      = COMMON_REASONING_FORMAT_AUTO;
 
-        common_chat_params params = common_chat_templates_apply(templates_.get(), native);
+        common_chat_params params;
+        on_big_stack(stack_, [&] { params = common_chat_templates_apply(templates_.get(), native); });
         out.prompt             = std::move(params.prompt);
         out.generation_prompt  = std::move(params.generation_prompt);
         out.grammar            = std::move(params.grammar);

@@ -57,6 +57,7 @@ class ChatTemplates {
 
   private:
     ModelHandle model_;
+    size_t      stack_ = 0; // bytes that parsing, running and dropping the template may take
     std::unique_ptr<common_chat_templates, void (*)(common_chat_templates *)> templates_;
 };
 using ChatTemplatesHandle = std::shared_ptr<ChatTemplates>;
