@@ -19,8 +19,9 @@ from lloyal.errors import InvalidArgument, StateMismatch, Unsupported
 from lloyal.llama import checkpoint as native
 
 if TYPE_CHECKING:
-    from collections.abc import Buffer
     from types import TracebackType
+
+    from typing_extensions import Buffer
 
 __all__ = ["Checkpoint", "Checkpoints", "Context", "Model"]
 
@@ -34,7 +35,7 @@ DIGEST_SIZE = 32
 MAX_HEADER = 1 << 24
 
 
-class Checkpoint(native.CheckpointBase):  # type: ignore[misc]
+class Checkpoint(native.CheckpointBase):
     """The state of one sequence at one moment. Made by `Context.checkpoint` or `Checkpoint.from_bytes`.
 
     Checkpoints along one attention sequence and its forks share the rows they have in common; releasing one never
@@ -140,7 +141,7 @@ class Checkpoint(native.CheckpointBase):  # type: ignore[misc]
         -----
         Copies through host memory; releases the GIL while it does.
         """
-        if self.where == "cells":
+        if self.lease is not None:
             with Checkpoint._take(self.context, self.lease, "host", self.partial, "") as copy:
                 return copy._serialize(self.seq_id)
         return self._serialize(self.seq_id)
@@ -185,7 +186,9 @@ class Checkpoint(native.CheckpointBase):  # type: ignore[misc]
         pos_max = rows[-1][1] - 1 if rows else -1
         window_begin = ctx.memory.window_begin(pos_max)
         if header["window_begin"] != window_begin:
-            raise StateMismatch(f"the checkpoint's window begins at {header['window_begin']}, this context's at {window_begin}")
+            raise StateMismatch(
+                f"the checkpoint's window begins at {header['window_begin']}, this context's at {window_begin}"
+            )
         checkpoint = cls.__new__(cls)
         checkpoint._import_native(ctx, payload, header["partial"], header["seq_id"], rows, window_begin)
         checkpoint._adopt(ctx, "host", "read from bytes")
@@ -194,14 +197,18 @@ class Checkpoint(native.CheckpointBase):  # type: ignore[misc]
     def __enter__(self) -> Checkpoint:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.release()
 
     def __repr__(self) -> str:
         if self.released:
             return "<Checkpoint, released>"
         part = "partial, " if self.partial else ""
-        return f"<Checkpoint of sequence {self.seq_id}: {self.n_tokens} tokens, {part}{self.where}, {self.nbytes} bytes>"
+        return (
+            f"<Checkpoint of sequence {self.seq_id}: {self.n_tokens} tokens, {part}{self.where}, {self.nbytes} bytes>"
+        )
 
 
 class Checkpoints:
@@ -348,12 +355,14 @@ class Context(llama.Context):
     def fingerprint(self) -> dict[str, str]:
         """`Model.fingerprint` of its model."""
         if not isinstance(self.model, Model):
-            raise Unsupported("the context's model is a lloyal.llama.Model: load it as lloyal.Model to serialize states")
+            raise Unsupported(
+                "the context's model is a lloyal.llama.Model: load it as lloyal.Model to serialize states"
+            )
         return self.model.fingerprint
 
     @property
     def cache_layout(self) -> dict[str, Any]:
-        """What must be equal for a state of one context to fit another: field by field, so that a refusal can name it."""
+        """What must be equal for a state of one context to fit another: by field, so that a refusal can name it."""
         return {
             "memory": self.memory.kind,
             "type_k": self.params.type_k,
@@ -370,8 +379,11 @@ class Context(llama.Context):
         After much trimming and forking a sequence lies in many runs of cells, and every copy of it is as many copies.
         Shared rows stay shared. Needs device memory for everything the cache holds.
         """
-        taken = [Checkpoint._take(self, seq, "device", False, "compaction")
-                 for seq in range(self.n_seq_max) if self.memory.seq_pos_max(seq) >= 0 and not self._is_held(seq)]
+        taken = [
+            Checkpoint._take(self, seq, "device", False, "compaction")
+            for seq in range(self.n_seq_max)
+            if self.memory.seq_pos_max(seq) >= 0 and not self._is_held(seq)
+        ]
         try:
             for checkpoint in taken:
                 self.memory.seq_rm(checkpoint.seq_id)
@@ -430,8 +442,12 @@ def _check_header(header: object) -> None:
         and is_int(header.get("window_begin"), 0, int32)
         and isinstance(header.get("rows"), list)
         and all(
-            isinstance(run, list) and len(run) == 4 and is_int(run[0], 0, int32) and is_int(run[1], run[0] + 1, int32)
-            and is_int(run[2], 0, uint64) and is_int(run[3], 0, uint64 - int32)
+            isinstance(run, list)
+            and len(run) == 4
+            and is_int(run[0], 0, int32)
+            and is_int(run[1], run[0] + 1, int32)
+            and is_int(run[2], 0, uint64)
+            and is_int(run[3], 0, uint64 - int32)
             for run in header["rows"]
         )
     )

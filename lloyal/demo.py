@@ -1,4 +1,4 @@
-"""The guided tour behind ``lloyal demo``: one prompt, one checkpoint in device memory, several ways on from it.
+"""The guided tour behind ``lloyal demo``: one prompt, its state kept in device memory, many ways on from it.
 
 An attention model and a hybrid one read real Python (this package's own source), keep the state of the sequence on the
 device, and go on from it again and again. Every "identical" is a comparison of tokens; every time is measured here.
@@ -18,7 +18,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from lloyal import Context, Model, StateSeqFlags, Vocab, models
+from lloyal import Checkpoint, Context, Model, StateSeqFlags, Vocab, models
 from lloyal.decoding import generate, prefill
 from lloyal.sampling import Sampling
 from lloyal.terminal import human_bytes, human_seconds, printable
@@ -30,7 +30,9 @@ FLAGS = {"device": StateSeqFlags.ON_DEVICE, "host": StateSeqFlags.NONE}
 OPENING = "\n\n\ndef read_"
 N_GENERATED = 32
 N_TIMED = 5
+N_CHECKPOINTS, N_BETWEEN = 16, 2
 SEED, OTHER_SEED = 1, 2
+GREEDY = Sampling(temperature=0)
 
 
 def tour(console: Console, *, n_tokens: int, n_threads: int) -> dict[str, Any]:
@@ -108,6 +110,7 @@ class _Guide:
             self._restore("device")
             self._save("host")
             self._go_on("restore, go on", lambda line: self._restore("host"))
+            self._checkpoints()
             self.ctx.memory.clear()
             self._go_on("forget, read again, go on", self._read)
         result["read_again_seconds"] = result["continuations"][-1]["get_there_seconds"]
@@ -142,6 +145,43 @@ class _Guide:
         self.result["save_seconds"][where] = statistics.median(saves)
         self.result["restore_seconds"][where] = statistics.median(restores)
         self.result["python_bytes"][where] = size
+
+    def _checkpoints(self) -> None:
+        """Many checkpoints along one continuation, then each of them in another sequence, the last one first."""
+        way: dict[str, Any] = {"what": "checkpoints on the way", "seq_id": 1}
+        with _Line(self.console, f"{N_CHECKPOINTS} checkpoints on the way") as line:
+            self._restore("device")
+            taken: list[tuple[Checkpoint, list[int], list[int]]] = []
+            saves, restores = [], []
+            pending = self.prompt[-1:]
+            while pending and len(taken) < N_CHECKPOINTS:
+                began = time.perf_counter()
+                checkpoint = self.ctx.checkpoint(0, where="device")
+                saves.append(time.perf_counter() - began)
+                tokens = generate(self.ctx, pending, max_tokens=N_BETWEEN, sampling=GREEDY).tokens
+                taken.append((checkpoint, pending, tokens))
+                pending = tokens[-1:]
+            way["nbytes"] = self.ctx.checkpoints.nbytes
+            way["n_checkpoints"] = len(taken)
+            way["identical"] = True
+            for checkpoint, pending, tokens in reversed(taken):
+                began = time.perf_counter()
+                checkpoint.restore(1)
+                restores.append(time.perf_counter() - began)
+                again = generate(self.ctx, pending, max_tokens=N_BETWEEN, sampling=GREEDY, seq_id=1).tokens
+                way["identical"] = way["identical"] and again == tokens
+            one = taken[0][0].nbytes
+            self.ctx.checkpoints.release_all()
+            self.ctx.memory.seq_rm(1)
+            line.update(
+                outcome="identical" if way["identical"] else "NOT IDENTICAL",
+                there=statistics.median(restores),
+            )
+        self.result["save_seconds"]["checkpoint"] = statistics.median(saves)
+        self.result["restore_seconds"]["checkpoint"] = statistics.median(restores)
+        self.result["python_bytes"]["checkpoint"] = 0
+        self.result["checkpoint_states"] = way["nbytes"] / one
+        self.result["continuations"].append(way)
 
     def _restore(self, where: str, seq_id: int = 0) -> float:
         began = time.perf_counter()
@@ -252,11 +292,13 @@ def _summary(results: list[dict[str, Any]]) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for result in results:
         name = result["model"]
-        for where in FLAGS:
+        states = {where: f"raw, in {where} memory" for where in FLAGS}
+        states["checkpoint"] = f"{N_CHECKPOINTS} checkpoints, {result['checkpoint_states']:.2f}x bytes"
+        for where, what in states.items():
             restore = result["restore_seconds"][where]
             table.add_row(
                 name,
-                f"in {where} memory",
+                what,
                 human_seconds(result["save_seconds"][where]),
                 human_seconds(restore),
                 human_bytes(result["python_bytes"][where]),

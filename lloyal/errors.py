@@ -1,7 +1,7 @@
 """What can go wrong, as exceptions.
 
 Every class is a `LloyalError` and the builtin a Python programmer would expect at once. `status` is llama.cpp's own
-return code where there was one, `native_log` the first error llama.cpp logged during the call, or else its last warning.
+return code where there was one, `native_log` the first error llama.cpp logged during it, or else its last warning.
 """
 
 from __future__ import annotations

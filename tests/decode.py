@@ -29,7 +29,7 @@ def feed_in_batches(ctx: lloyal.Context, seq_id: int, tokens: Sequence[int], siz
     """Decode tokens of one sequence, `size` at a time; the logits after the last, float32, shape (n_vocab,)."""
     rows = []
     for start in range(0, len(tokens), size):
-        rows = feed(ctx, (seq_id, pos0 + start, tokens[start:start + size]))
+        rows = feed(ctx, (seq_id, pos0 + start, tokens[start : start + size]))
     return rows[0]
 
 

@@ -117,19 +117,32 @@ class Recipe:
         self.ssm_keys(inner, state, heads, groups)
 
     def ssm_keys(self, inner: int, state: int, heads: int, groups: int) -> None:
-        self.keys |= {"ssm.conv_kernel": 4, "ssm.inner_size": inner, "ssm.state_size": state,
-                      "ssm.time_step_rank": heads, "ssm.group_count": groups}
+        self.keys |= {
+            "ssm.conv_kernel": 4,
+            "ssm.inner_size": inner,
+            "ssm.state_size": state,
+            "ssm.time_step_rank": heads,
+            "ssm.group_count": groups,
+        }
 
     def attention_keys(self) -> None:
-        self.keys |= {"attention.head_count": N_HEAD, "attention.head_count_kv": N_HEAD,
-                      "attention.layer_norm_rms_epsilon": 1e-5, "feed_forward_length": N_FF,
-                      "rope.dimension_count": HEAD}
+        self.keys |= {
+            "attention.head_count": N_HEAD,
+            "attention.head_count_kv": N_HEAD,
+            "attention.layer_norm_rms_epsilon": 1e-5,
+            "feed_forward_length": N_FF,
+            "rope.dimension_count": HEAD,
+        }
 
     def write(self, path: Path) -> None:
         writer = gguf.GGUFWriter(path, self.arch)
         writer.add_name(f"tiny random {self.arch}")
-        sizes = {"context_length": N_CTX_TRAIN, "embedding_length": N_EMBD, "block_count": N_LAYER,
-                 "vocab_size": N_VOCAB}
+        sizes = {
+            "context_length": N_CTX_TRAIN,
+            "embedding_length": N_EMBD,
+            "block_count": N_LAYER,
+            "vocab_size": N_VOCAB,
+        }
         for key, value in (sizes | self.keys).items():
             key = key if key.startswith("tokenizer.") else f"{self.arch}.{key}"
             if isinstance(value, bool):
@@ -179,8 +192,12 @@ def gemma3(seed: int) -> Recipe:
 def llama4(seed: int) -> Recipe:
     recipe = Recipe("llama4", seed)
     recipe.attention_keys()
-    recipe.keys |= {"expert_count": 2, "expert_used_count": 1,
-                    "expert_feed_forward_length": N_FF, "interleave_moe_layer_step": 8}
+    recipe.keys |= {
+        "expert_count": 2,
+        "expert_used_count": 1,
+        "expert_feed_forward_length": N_FF,
+        "interleave_moe_layer_step": 8,
+    }
     recipe.head()
     for i in range(N_LAYER):
         recipe.norms(i, "attn_norm.weight", "ffn_norm.weight")
@@ -272,8 +289,12 @@ def qwen35_mtp(seed: int) -> Recipe:
 
 def gpt2(seed: int) -> Recipe:
     recipe = Recipe("gpt2", seed)
-    recipe.keys |= {"attention.head_count": N_HEAD, "attention.layer_norm_epsilon": 1e-5,
-                    "feed_forward_length": N_FF, "context_length": N_POS_TABLE}
+    recipe.keys |= {
+        "attention.head_count": N_HEAD,
+        "attention.layer_norm_epsilon": 1e-5,
+        "feed_forward_length": N_FF,
+        "context_length": N_POS_TABLE,
+    }
     recipe.head()
     recipe.vector("output_norm.bias", N_EMBD, 0.0)
     recipe.random("position_embd.weight", (N_POS_TABLE, N_EMBD), 0.5)
@@ -284,8 +305,14 @@ def gpt2(seed: int) -> Recipe:
         recipe.matrix(prefix + "attn_output.weight", N_EMBD, N_EMBD, 2.0)
         recipe.matrix(prefix + "ffn_up.weight", N_EMBD, N_FF)
         recipe.matrix(prefix + "ffn_down.weight", N_FF, N_EMBD)
-        biases = {"attn_norm": N_EMBD, "ffn_norm": N_EMBD, "attn_qkv": 3 * N_EMBD, "attn_output": N_EMBD,
-                  "ffn_up": N_FF, "ffn_down": N_EMBD}
+        biases = {
+            "attn_norm": N_EMBD,
+            "ffn_norm": N_EMBD,
+            "attn_qkv": 3 * N_EMBD,
+            "attn_output": N_EMBD,
+            "ffn_up": N_FF,
+            "ffn_down": N_EMBD,
+        }
         for name, n in biases.items():
             recipe.vector(f"{prefix}{name}.bias", n, 0.0)
     return recipe

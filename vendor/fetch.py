@@ -29,10 +29,12 @@ NEEDED = ("CMakeLists.txt", "LICENSE", "licenses", "src", "include", "ggml", "co
 NEEDED_TESTS = ("tests/test-llama-archs.cpp",)
 TOOLS = ("tests", "tools", "examples", "pocs", "convert_hf_to_gguf.py")
 # Back ends that no LLOYAL_* option builds, and headers that only multimodal input needs.
-UNUSED = tuple(
-    f"ggml/src/ggml-{name}"
-    for name in "blas cann et hexagon openvino opencl sycl virtgpu webgpu zdnn zendnn".split()
-) + ("vendor/miniaudio/miniaudio.h", "vendor/stb/stb_image.h")
+BACK_ENDS = ("blas", "cann", "et", "hexagon", "openvino", "opencl", "sycl", "virtgpu", "webgpu", "zdnn", "zendnn")
+UNUSED = (
+    *(f"ggml/src/ggml-{name}" for name in BACK_ENDS),
+    "vendor/miniaudio/miniaudio.h",
+    "vendor/stb/stb_image.h",
+)
 
 
 def load_lock() -> dict[str, str]:

@@ -28,6 +28,9 @@ cdef dict _LEVELS = {
     g.GGML_LOG_LEVEL_WARN: logging.WARNING,
     g.GGML_LOG_LEVEL_ERROR: logging.ERROR,
 }
+cdef extern from *:
+    const char* LLOYAL_BACK_ENDS  # defined by the build: registry names, with spaces between
+
 cdef object _start_lock = threading.Lock()
 cdef bint _started = False
 
@@ -46,6 +49,7 @@ cpdef int ensure_started() except -1:
         core.fork_install()
         folder = os.fsencode(os.path.join(os.path.dirname(os.path.dirname(__file__)), "lib"))
         _load_plugins(folder)
+        _check_back_ends()
         _started = True
     drain_logs()
     return 0
@@ -58,6 +62,23 @@ cdef int _load_plugins(bytes folder) except -1:
         if g.ggml_backend_reg_count() == 0:
             g.ggml_backend_load_all_from_path(path)
         c.llama_backend_init()
+    return 0
+
+
+cdef int _check_back_ends() except -1:
+    built = LLOYAL_BACK_ENDS.decode().split()
+    missing = [name for name in built if g.ggml_backend_reg_by_name(name.encode()) == NULL]
+    if "CPU" in missing:
+        from lloyal.errors import LoadFailed
+
+        raise LoadFailed("no CPU back end could be loaded from lloyal/lib: the installation is damaged, or no variant "
+                         "in it runs on this processor")
+    if missing:
+        import warnings
+
+        warnings.warn(f"lloyal was built with {', '.join(missing)}, which could not be started here (is its driver "
+                      f"installed?): only {', '.join(n for n in built if n not in missing)} will be used",
+                      RuntimeWarning, stacklevel=2)
     return 0
 
 
@@ -119,7 +140,7 @@ cdef class Device:
 
         cdef size_t free = 0
         cdef size_t total = 0
-        connection = connected(self)
+        _connection = connected(self)  # kept while it is asked
         with nogil:
             g.ggml_backend_dev_memory(self.ptr, &free, &total)
         return free, total

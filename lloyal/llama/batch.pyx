@@ -4,7 +4,6 @@
 from libc.stdint cimport int32_t, int64_t
 from libcpp.vector cimport vector
 
-cimport lloyal._cpp.core as core
 from lloyal.llama.args cimport as_int32, as_integer
 
 from lloyal.errors import Busy, InvalidArgument

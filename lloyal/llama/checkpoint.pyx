@@ -48,7 +48,7 @@ cdef class CheckpointBase:
         self.handle = handle
         return 0
 
-    def _take_native(self, ContextBase ctx not None, seq_id, str where, bint partial) -> None:
+    def _take_native(self, ContextBase ctx not None, seq_id: int, str where, bint partial) -> None:
         if where == "device":
             self._take(ctx, as_int32(seq_id, "seq_id"), native.where_device, partial)
         elif where == "host":
@@ -56,7 +56,7 @@ cdef class CheckpointBase:
         else:
             self._take(ctx, as_int32(seq_id, "seq_id"), native.where_cells, partial)
 
-    def _restore_native(self, ContextBase ctx not None, seq_id) -> None:
+    def _restore_native(self, ContextBase ctx not None, seq_id: int) -> None:
         cdef core.ContextHandle context
         cdef native.CheckpointHandle handle = self.pin()
         cdef core.Status status

@@ -13,7 +13,7 @@ from lloyal.llama.status cimport check
 
 import json
 
-from lloyal.errors import InvalidArgument, InvalidGrammar
+from lloyal.errors import InvalidArgument
 
 __all__ = ["ChatPrompt", "ChatTemplates", "chat_apply_template", "chat_builtin_templates", "json_schema_to_grammar"]
 

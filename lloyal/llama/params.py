@@ -15,7 +15,15 @@ from typing import Any, TypeVar
 
 from lloyal.errors import InvalidArgument, UnknownParameter
 
-__all__ = ["CACHE_TYPES", "ContextParams", "ModelParams", "check_names", "check_overrides", "default_threads", "from_keywords"]
+__all__ = [
+    "CACHE_TYPES",
+    "ContextParams",
+    "ModelParams",
+    "check_names",
+    "check_overrides",
+    "default_threads",
+    "from_keywords",
+]
 
 # Types that llama.cpp accepts for the K and V cache.
 CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
@@ -239,7 +247,7 @@ class ContextParams:
         _check_choice("type", self.type, ("default", "mtp"))
         if 0 < self.n_outputs_max < self.n_seq_max:
             raise InvalidArgument(
-                f"n_outputs_max={self.n_outputs_max} must be at least n_seq_max={self.n_seq_max}: one output for each sequence"
+                f"n_outputs_max={self.n_outputs_max} must be at least n_seq_max={self.n_seq_max}, one for each sequence"
             )
         if self.n_rs_seq and self.n_ubatch <= self.n_rs_seq + 1:
             raise InvalidArgument(f"n_ubatch={self.n_ubatch} must be more than n_rs_seq + 1 = {self.n_rs_seq + 1}")

@@ -1,9 +1,7 @@
 # cython: language_level=3
 """Quantizing model files, and the names of split ones."""
 
-from libc.stdint cimport int32_t
 from libcpp.string cimport string
-from libcpp.vector cimport vector
 
 cimport lloyal._cpp.core as core
 cimport lloyal._cpp.quantize as q

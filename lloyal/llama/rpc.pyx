@@ -114,11 +114,11 @@ def rpc_device(endpoint: str = DEFAULT_ENDPOINT, timeout: float = CONNECT_TIMEOU
     cdef vector[g.ggml_backend_dev_t] devices
     cdef core.Status status
     cdef string name
-    cdef Connection connection
+    cdef Connection _connection  # kept while it is asked
     host, port = _parse(endpoint)
     ensure_started()
     name = f"{host}:{port}".encode()
-    connection = _connect(name, timeout)
+    _connection = _connect(name, timeout)
     status = r.rpc_devices(name, devices)
     check(status)
     return [wrap_device(devices[i]) for i in range(devices.size())]

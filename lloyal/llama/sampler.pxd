@@ -2,4 +2,4 @@ cimport lloyal._cpp.sampler as s
 from lloyal.llama.sampler_init cimport SamplerInit
 
 cdef class Sampler(SamplerInit):
-    cdef int enter(self, s.SamplerHandle& handle) except -1
+    cdef int own(self, s.SamplerHandle& handle) except -1

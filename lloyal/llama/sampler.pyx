@@ -12,7 +12,7 @@ from libcpp.vector cimport vector
 cimport lloyal._cpp.core as core
 cimport lloyal._cpp.sampler as s
 cimport lloyal.libllama.llama as c
-from lloyal.llama.args cimport as_int32, as_integer
+from lloyal.llama.args cimport as_int32
 from lloyal.llama.base cimport ContextBase, enter, leave
 from lloyal.llama.sampler_init cimport SamplerInit
 from lloyal.llama.status cimport check
@@ -35,7 +35,7 @@ cdef class Sampler(SamplerInit):
     A sampler that reads a vocabulary keeps the model alive. One caller at a time: a second thread inside gets `Busy`.
     """
 
-    cdef int enter(self, s.SamplerHandle& handle) except -1:
+    cdef int own(self, s.SamplerHandle& handle) except -1:
         (&handle)[0] = self.pin()
         if not s.sampler_enter(handle.get()[0]):
             raise Busy("another thread is inside this sampler: one sampler takes one caller at a time")
@@ -71,7 +71,7 @@ cdef class Sampler(SamplerInit):
         cdef s.SamplerHandle handle
         cdef Sampler link = sampler.clone()
         cdef core.Status status
-        self.enter(handle)
+        self.own(handle)
         status = s.chain_add(handle.get()[0], link.handle.get()[0])
         s.sampler_leave(handle.get()[0])
         check(status)
@@ -81,7 +81,7 @@ cdef class Sampler(SamplerInit):
         cdef s.SamplerHandle handle
         cdef int32_t n = 0
         cdef core.Status status
-        self.enter(handle)
+        self.own(handle)
         status = s.chain_n(handle.get()[0], n)
         s.sampler_leave(handle.get()[0])
         check(status)
@@ -93,7 +93,7 @@ cdef class Sampler(SamplerInit):
         cdef s.SamplerHandle link
         cdef int32_t index = as_int32(i, "i")
         cdef core.Status status
-        self.enter(handle)
+        self.own(handle)
         status = s.chain_get(handle.get()[0], index, link)
         s.sampler_leave(handle.get()[0])
         check(status)
@@ -105,7 +105,7 @@ cdef class Sampler(SamplerInit):
         cdef s.SamplerHandle link
         cdef int32_t index = as_int32(i, "i")
         cdef core.Status status
-        self.enter(handle)
+        self.own(handle)
         status = s.chain_remove(handle.get()[0], index, link)
         s.sampler_leave(handle.get()[0])
         check(status)
@@ -143,7 +143,7 @@ cdef class Sampler(SamplerInit):
         cdef core.Status status
         cdef c.llama_token token = -1
         cdef int32_t i = as_int32(index, "index")
-        self.enter(handle)
+        self.own(handle)
         try:
             enter(ctx, context)
         except BaseException:
@@ -202,7 +202,7 @@ cdef class Sampler(SamplerInit):
         array.size = data.size()
         array.selected = -1
         array.sorted = False
-        self.enter(handle)
+        self.own(handle)
         with nogil:
             status = s.sampler_apply(handle.get()[0], array)
             s.sampler_leave(handle.get()[0])
@@ -232,7 +232,7 @@ cdef class Sampler(SamplerInit):
         cdef s.SamplerHandle handle
         cdef core.Status status
         cdef c.llama_token accepted = as_int32(token, "token")
-        self.enter(handle)
+        self.own(handle)
         with nogil:
             status = s.sampler_accept(handle.get()[0], accepted)
             s.sampler_leave(handle.get()[0])
@@ -242,7 +242,7 @@ cdef class Sampler(SamplerInit):
         """Forget what was accepted; random generators start over, from a new seed where none was given."""
         cdef s.SamplerHandle handle
         cdef core.Status status
-        self.enter(handle)
+        self.own(handle)
         with nogil:
             status = s.sampler_reset(handle.get()[0])
             s.sampler_leave(handle.get()[0])
@@ -253,7 +253,7 @@ cdef class Sampler(SamplerInit):
         cdef s.SamplerHandle handle
         cdef s.SamplerHandle copy
         cdef core.Status status
-        self.enter(handle)
+        self.own(handle)
         with nogil:
             status = s.sampler_clone(handle.get()[0], copy)
             s.sampler_leave(handle.get()[0])
@@ -273,9 +273,9 @@ cdef class Sampler(SamplerInit):
         cdef core.Status status
         if dst is self:
             return
-        self.enter(handle)
+        self.own(handle)
         try:
-            dst.enter(target)
+            dst.own(target)
         except BaseException:
             s.sampler_leave(handle.get()[0])
             raise
@@ -294,7 +294,7 @@ cdef class Sampler(SamplerInit):
         cdef s.SamplerHandle handle
         cdef core.Status status
         cdef vector[uint8_t] data
-        self.enter(handle)
+        self.own(handle)
         with nogil:
             status = s.sampler_get_state(handle.get()[0], data)
             s.sampler_leave(handle.get()[0])
@@ -324,7 +324,7 @@ cdef class Sampler(SamplerInit):
         cdef size_t size = view.shape[0]
         if size > 0:
             start = &view[0]
-        self.enter(handle)
+        self.own(handle)
         with nogil:
             status = s.sampler_set_state(handle.get()[0], start, size)
             s.sampler_leave(handle.get()[0])
@@ -344,7 +344,7 @@ cdef class Sampler(SamplerInit):
         with ``+`` or ``-`` while a back end runs it or cannot.
         """
         cdef s.SamplerHandle handle
-        self.enter(handle)
+        self.own(handle)
         name = c.llama_sampler_name(handle.get().ptr).decode()
         s.sampler_leave(handle.get()[0])
         return name
@@ -355,7 +355,7 @@ cdef class Sampler(SamplerInit):
         cdef s.SamplerHandle handle
         cdef uint32_t seed = 0
         cdef bint found
-        self.enter(handle)
+        self.own(handle)
         found = s.sampler_seed(handle.get().ptr, seed)
         s.sampler_leave(handle.get()[0])
         return seed if found else None
@@ -373,7 +373,7 @@ cdef object _perf(Sampler sampler, bint reset):
     cdef s.SamplerHandle handle
     cdef core.Status status
     cdef c.llama_perf_sampler_data data
-    sampler.enter(handle)
+    sampler.own(handle)
     status = s.chain_perf(handle.get()[0], reset, data)
     s.sampler_leave(handle.get()[0])
     check(status)

@@ -51,7 +51,7 @@ cdef class ContextSampling(ContextAdapters):
         cdef core.Status status
         cdef int32_t seq = as_int32(seq_id, "seq_id")
         if sampler is not None:
-            sampler.enter(chain)
+            sampler.own(chain)
         try:
             enter(self, handle)
             with nogil:

@@ -8,8 +8,8 @@ import lloyal
 from lloyal.errors import CacheFull, InvalidArgument, InvalidBatch, LoadFailed, NoLogits, Unsupported
 from tests.abuse.lab import Lab, case, check, decode
 from tests.abuse.models import N_POS_TABLE
-from tests.models import N_VOCAB, tokens
 from tests.models import N_POS_TABLE as GPT2_POS_TABLE
+from tests.models import N_VOCAB, tokens
 
 
 def batch_of(*entries: tuple[int, int, int | list[int]], logits: bool = True) -> lloyal.Batch:
@@ -39,8 +39,9 @@ def more_tokens_than_n_ubatch_not_causal(lab: Lab) -> None:
 @case("21b", "more tokens than n_ubatch in one encode", upstream="GGML_ASSERT", ours="InvalidBatch")
 def more_tokens_than_n_ubatch_in_encode(lab: Lab) -> None:
     for name in ("t5", "bert"):
-        ctx = lloyal.Context(lab.model(name), n_ctx=256, n_batch=64, n_ubatch=32, n_seq_max=2, n_threads=1,
-                             embeddings=name == "bert")
+        ctx = lloyal.Context(
+            lab.model(name), n_ctx=256, n_batch=64, n_ubatch=32, n_seq_max=2, n_threads=1, embeddings=name == "bert"
+        )
         batch = lloyal.Batch()
         batch.extend(tokens(33), 0, 0, True)
         with lab.refused(InvalidBatch, 33, 32, "n_ubatch"):
@@ -51,8 +52,12 @@ def more_tokens_than_n_ubatch_in_encode(lab: Lab) -> None:
         ctx.close()
 
 
-@case("52", "tokens, positions and sequences out of range, or nothing at all", upstream="-1, with the reason in its log",
-      ours="InvalidBatch, InvalidArgument")
+@case(
+    "52",
+    "tokens, positions and sequences out of range, or nothing at all",
+    upstream="-1, with the reason in its log",
+    ours="InvalidBatch, InvalidArgument",
+)
 def batch_entries_out_of_range(lab: Lab) -> None:
     for name in ("llama", "lfm2"):
         ctx = lab.context(name)
@@ -70,12 +75,22 @@ def batch_entries_out_of_range(lab: Lab) -> None:
             ctx.decode(lloyal.Batch())
         with lab.refused(InvalidBatch, "index 0", "no sequence"):
             ctx.decode(batch_of((1, 10, [])))
-        for argument, entry in (("token", (2**40, 0, 0)), ("pos", (0, 2**40, 0)), ("seq_ids", (0, 0, 2**40)), ("seq_ids", (0, 0, [0, -(2**40)]))):
+        for argument, entry in (
+            ("token", (2**40, 0, 0)),
+            ("pos", (0, 2**40, 0)),
+            ("seq_ids", (0, 0, 2**40)),
+            ("seq_ids", (0, 0, [0, -(2**40)])),
+        ):
             with lab.refused(InvalidArgument, argument, 2**40):
                 batch_of(entry)
 
 
-@case("53", "positions with a gap, twice the same, or backwards", upstream="-1, with the reason in its log", ours="InvalidBatch")
+@case(
+    "53",
+    "positions with a gap, twice the same, or backwards",
+    upstream="-1, with the reason in its log",
+    ours="InvalidBatch",
+)
 def positions_that_do_not_follow(lab: Lab) -> None:
     for name in ("llama", "lfm2", "gemma3"):
         ctx = lab.context(name)
@@ -97,7 +112,12 @@ def more_tokens_than_cells(lab: Lab) -> None:
     check(ctx.memory.seq_pos_max(1) == -1, "rows were left behind")
 
 
-@case("55", "positions past a learned position table (gpt2, mpt, starcoder, bert)", upstream="abort in get_rows", ours="InvalidBatch")
+@case(
+    "55",
+    "positions past a learned position table (gpt2, mpt, starcoder, bert)",
+    upstream="abort in get_rows",
+    ours="InvalidBatch",
+)
 def positions_past_the_table(lab: Lab) -> None:
     models = {"gpt2": (lab.model("gpt2"), GPT2_POS_TABLE)}
     for name in ("mpt", "starcoder"):
@@ -181,8 +201,12 @@ def more_outputs_than_the_limit(lab: Lab) -> None:
     pooled.close()
 
 
-@case("59", "n_batch or n_ctx smaller than n_seq_max", upstream="GGML_ASSERT when the context is made",
-      ours="works; InvalidArgument where it cannot")
+@case(
+    "59",
+    "n_batch or n_ctx smaller than n_seq_max",
+    upstream="GGML_ASSERT when the context is made",
+    ours="works; InvalidArgument where it cannot",
+)
 def fewer_tokens_than_sequences(lab: Lab) -> None:
     for name in ("llama", "mamba2", "qwen35", "gemma3"):
         for params in ({"n_batch": 1}, {"n_batch": 3, "n_ubatch": 2}, {"n_ctx": 2}, {"n_seq_max": 256, "n_batch": 8}):
@@ -203,7 +227,9 @@ def fewer_tokens_than_sequences(lab: Lab) -> None:
         lab.context(model, n_batch=2)
 
 
-@case("60a", "rollback ring deeper than a micro-batch", upstream="GGML_ASSERT in the first decode", ours="InvalidArgument")
+@case(
+    "60a", "rollback ring deeper than a micro-batch", upstream="GGML_ASSERT in the first decode", ours="InvalidArgument"
+)
 def ring_deeper_than_a_micro_batch(lab: Lab) -> None:
     for name in ("lfm2", "qwen35"):
         for params in ({"n_ctx": 64, "n_rs_seq": 63}, {"n_batch": 5, "n_rs_seq": 4}, {"n_ubatch": 9, "n_rs_seq": 8}):
@@ -213,22 +239,52 @@ def ring_deeper_than_a_micro_batch(lab: Lab) -> None:
     lab.feed(ctx, (0, 0, tokens(20)))
 
 
-@case("60b", "rollback ring too deep for llama.cpp's graph", upstream="GGML_ASSERT when the context is made", ours="LoadFailed")
+@case(
+    "60b",
+    "rollback ring too deep for llama.cpp's graph",
+    upstream="GGML_ASSERT when the context is made",
+    ours="LoadFailed",
+)
 def ring_too_deep_for_the_graph(lab: Lab) -> None:
     with lab.refused(LoadFailed, "n_rs_seq=1000"):
         lab.context("lfm2", n_rs_seq=1000, n_ubatch=2000, n_batch=2000, n_ctx=2048)
     lab.feed(lab.context("lfm2", n_rs_seq=4), (0, 0, tokens(20)))
 
 
-@case("61", "sizes that no machine has, or that contradict each other", upstream="killed for its memory, or NULL", ours="InvalidArgument, LoadFailed")
+@case(
+    "61",
+    "sizes that no machine has, or that contradict each other",
+    upstream="killed for its memory, or NULL",
+    ours="InvalidArgument, LoadFailed",
+)
 def impossible_sizes(lab: Lab) -> None:
     for params in ({"n_ctx": 2**31 - 256}, {"n_ctx": 2**30}):
         with lab.refused(InvalidArgument, f"n_ctx={params['n_ctx']}", "MiB"):
             lab.context(**params)
-    for name, value in (("n_ctx", -1), ("n_ctx", 2**31), ("n_ctx", 2**64), ("n_ctx", 1.5), ("n_ctx", True), ("n_ctx", "4096"),
-                        ("n_batch", 0), ("n_batch", -5), ("n_ubatch", 0), ("n_seq_max", 0), ("n_seq_max", 257), ("n_seq_max", 300),
-                        ("n_rs_seq", -1), ("n_threads", 0), ("n_threads", 513), ("n_threads_batch", -1), ("type_k", "q9_9"),
-                        ("type_v", None), ("flash_attn", "maybe"), ("pooling", 3), ("attention", "causual"), ("rope_scaling", "x")):
+    for name, value in (
+        ("n_ctx", -1),
+        ("n_ctx", 2**31),
+        ("n_ctx", 2**64),
+        ("n_ctx", 1.5),
+        ("n_ctx", True),
+        ("n_ctx", "4096"),
+        ("n_batch", 0),
+        ("n_batch", -5),
+        ("n_ubatch", 0),
+        ("n_seq_max", 0),
+        ("n_seq_max", 257),
+        ("n_seq_max", 300),
+        ("n_rs_seq", -1),
+        ("n_threads", 0),
+        ("n_threads", 513),
+        ("n_threads_batch", -1),
+        ("type_k", "q9_9"),
+        ("type_v", None),
+        ("flash_attn", "maybe"),
+        ("pooling", 3),
+        ("attention", "causual"),
+        ("rope_scaling", "x"),
+    ):
         with lab.refused(InvalidArgument, f"{name}={value!r}"):
             lab.context(**{name: value})
     with lab.refused(InvalidArgument, "type_v='q8_0'", "flash"):
@@ -275,7 +331,12 @@ def sampling_without_logits(lab: Lab) -> None:
     sampler.close()
 
 
-@case("77", "embedding rows that are not finite", upstream="every later sequence of the context reads them", ours="InvalidBatch")
+@case(
+    "77",
+    "embedding rows that are not finite",
+    upstream="every later sequence of the context reads them",
+    ours="InvalidBatch",
+)
 def embedding_rows_that_are_not_finite(lab: Lab) -> None:
     for name in ("llama", "mamba2", "lfm2"):
         ctx = lab.context(name)
@@ -289,7 +350,12 @@ def embedding_rows_that_are_not_finite(lab: Lab) -> None:
                 ctx.decode(batch)
 
 
-@case("78", "logits of a model that computes none with embeddings=True", upstream="what was in the buffer", ours="NoLogits")
+@case(
+    "78",
+    "logits of a model that computes none with embeddings=True",
+    upstream="what was in the buffer",
+    ours="NoLogits",
+)
 def logits_beside_embeddings(lab: Lab) -> None:
     ctx = lab.context("lfm2", embeddings=True)
     decode_only(ctx, 0)
@@ -325,7 +391,12 @@ def decode_only(ctx: lloyal.Context, seq_id: int) -> None:
     ctx.decode(batch)
 
 
-@case("63", "embedding rows of another width, type or shape", upstream="reads past the end", ours="InvalidBatch, ValueError")
+@case(
+    "63",
+    "embedding rows of another width, type or shape",
+    upstream="reads past the end",
+    ours="InvalidBatch, ValueError",
+)
 def embedding_rows_that_do_not_fit(lab: Lab) -> None:
     ctx = lab.context()
     lab.feed(ctx, (0, 0, tokens(5)))
@@ -335,8 +406,12 @@ def embedding_rows_that_do_not_fit(lab: Lab) -> None:
         batch.extend_embd(np.zeros((2, width), np.float32), 5, 0)
         with lab.refused(InvalidBatch, width, n_embd):
             ctx.decode(batch)
-    for rows in (np.zeros((2, n_embd), np.float64), np.zeros(n_embd, np.float32), np.zeros((2, 2, n_embd), np.float32),
-                 np.zeros((n_embd, 2), np.float32).T):
+    for rows in (
+        np.zeros((2, n_embd), np.float64),
+        np.zeros(n_embd, np.float32),
+        np.zeros((2, 2, n_embd), np.float32),
+        np.zeros((n_embd, 2), np.float32).T,
+    ):
         batch = lloyal.Batch()
         try:
             batch.extend_embd(rows, 5, 0)

@@ -15,7 +15,9 @@ from tests.models import tokens
 NONE, PARTIAL, DEVICE = StateSeqFlags.NONE, StateSeqFlags.PARTIAL_ONLY, StateSeqFlags.ON_DEVICE
 
 
-@case("1", "device state shorter than its header", upstream="exception through the C ABI: terminate", ours="StateMismatch")
+@case(
+    "1", "device state shorter than its header", upstream="exception through the C ABI: terminate", ours="StateMismatch"
+)
 def device_state_too_short(lab: Lab) -> None:
     ctx = lab.context()
     lab.feed(ctx, (0, 0, tokens(20)))
@@ -110,8 +112,12 @@ def stale_device_state_of_equal_size(lab: Lab) -> None:
             ctx.state_seq_set_data_ext(stale, 0, DEVICE)
 
 
-@case("6", "device state whose sequence was saved again when empty", upstream="exception in a destructor: terminate",
-      ours="StaleCheckpoint")
+@case(
+    "6",
+    "device state whose sequence was saved again when empty",
+    upstream="exception in a destructor: terminate",
+    ours="StaleCheckpoint",
+)
 def device_state_saved_empty(lab: Lab) -> None:
     ctx = lab.context()
     lab.feed(ctx, (0, 0, tokens(20)))
@@ -123,7 +129,12 @@ def device_state_saved_empty(lab: Lab) -> None:
         ctx.state_seq_set_data_ext(blob, 1, DEVICE)
 
 
-@case("7", "device state of a quantized cache", upstream="1/32 of the data is copied; wrong logits, or SIGSEGV", ours="Unsupported")
+@case(
+    "7",
+    "device state of a quantized cache",
+    upstream="1/32 of the data is copied; wrong logits, or SIGSEGV",
+    ours="Unsupported",
+)
 def device_state_of_a_quantized_cache(lab: Lab) -> None:
     for type_k, type_v in (("q8_0", "q8_0"), ("q4_0", "f16"), ("f16", "q5_1")):
         ctx = lab.context(type_k=type_k, type_v=type_v, flash_attn="on")
@@ -148,8 +159,12 @@ def device_state_of_a_quantized_cache(lab: Lab) -> None:
                 ctx.state_seq_get_data_ext(0, DEVICE | PARTIAL)
 
 
-@case("8", "second device save in smaller pieces, V transposed (no flash attention)",
-      upstream="abort: not enough space in the buffer", ours="Unsupported")
+@case(
+    "8",
+    "second device save in smaller pieces, V transposed (no flash attention)",
+    upstream="abort: not enough space in the buffer",
+    ours="Unsupported",
+)
 def device_save_in_smaller_pieces(lab: Lab) -> None:
     ctx = lab.context(flash_attn="off")
     lab.feed(ctx, (0, 0, tokens(32)))
@@ -188,7 +203,9 @@ def device_save_without_memory(lab: Lab) -> None:
         ctx.memory.seq_rm(3)
 
 
-@case("10", "device save larger than the largest buffer", upstream="GGML_ASSERT: tensor not allocated", ours="Unsupported")
+@case(
+    "10", "device save larger than the largest buffer", upstream="GGML_ASSERT: tensor not allocated", ours="Unsupported"
+)
 def device_save_larger_than_a_buffer(lab: Lab) -> None:
     ctx = lab.context()
     lab.feed(ctx, (0, 0, tokens(20)))
@@ -211,8 +228,12 @@ def device_state_of_all_sequences(lab: Lab) -> None:
                     call(-1, flags)
 
 
-@case("12", "whole-context state while sequences share a recurrent state and one has a rollback pending",
-      upstream="GGML_ABORT", ours="cannot be reached: Unsupported, or saved right")
+@case(
+    "12",
+    "whole-context state while sequences share a recurrent state and one has a rollback pending",
+    upstream="GGML_ABORT",
+    ours="cannot be reached: Unsupported, or saved right",
+)
 def whole_state_with_a_rollback_pending(lab: Lab) -> None:
     ctx = lab.context("lfm2", n_rs_seq=4)
     lab.feed(ctx, (0, 0, tokens(12)))
@@ -237,7 +258,12 @@ def whole_state_with_a_rollback_pending(lab: Lab) -> None:
     lab.watched[1].batches.clear()
 
 
-@case("29", "device save into a buffer that is too small", upstream="0, and the state saved before is lost", ours="InvalidArgument")
+@case(
+    "29",
+    "device save into a buffer that is too small",
+    upstream="0, and the state saved before is lost",
+    ours="InvalidArgument",
+)
 def device_save_into_a_small_buffer(lab: Lab) -> None:
     ctx = lab.context()
     lab.feed(ctx, (0, 0, tokens(20)))

@@ -12,16 +12,28 @@ from tests.abuse.models import write
 from tests.models import tiny, tokens
 
 
-@case("64", "file that is missing, empty, text, a directory, or has a name that cannot be", upstream="NULL",
-      ours="LoadFailed (an OSError)")
+@case(
+    "64",
+    "file that is missing, empty, text, a directory, or has a name that cannot be",
+    upstream="NULL",
+    ours="LoadFailed (an OSError)",
+)
 def files_that_are_no_models(lab: Lab) -> None:
     empty, text, short = (lab.folder / name for name in ("empty.gguf", "text.gguf", "short.gguf"))
     empty.write_bytes(b"")
     text.write_text("This is a text file.\n" * 100)
     short.write_bytes(b"GG")
-    for path, reason in ((lab.folder / "missing.gguf", "No such file"), (empty, "is empty"), (text, "b'This'"), (short, "b'GG'"),
-                         (lab.folder, "is a directory"), (lab.folder / "missing" / "x.gguf", "No such file"),
-                         (text / "x.gguf", "Not a directory"), ("a\0b", "null"), ("x" * 5000, "too long")):
+    for path, reason in (
+        (lab.folder / "missing.gguf", "No such file"),
+        (empty, "is empty"),
+        (text, "b'This'"),
+        (short, "b'GG'"),
+        (lab.folder, "is a directory"),
+        (lab.folder / "missing" / "x.gguf", "No such file"),
+        (text / "x.gguf", "Not a directory"),
+        ("a\0b", "null"),
+        ("x" * 5000, "too long"),
+    ):
         for given in (path, str(path), os.fsencode(path)):
             with lab.refused(LoadFailed, os.fsdecode(path), reason):
                 lloyal.Model(given)
@@ -50,7 +62,23 @@ def file_that_may_not_be_read(lab: Lab) -> None:
 def truncated_model_file(lab: Lab) -> None:
     whole = tiny("llama").read_bytes()
     path = lab.folder / "cut.gguf"
-    for cut in (4, 5, 8, 16, 23, 24, 100, 500, 2000, 3000, 5000, len(whole) // 4, len(whole) // 2, len(whole) - 4096, len(whole) - 1):
+    for cut in (
+        4,
+        5,
+        8,
+        16,
+        23,
+        24,
+        100,
+        500,
+        2000,
+        3000,
+        5000,
+        len(whole) // 4,
+        len(whole) // 2,
+        len(whole) - 4096,
+        len(whole) - 1,
+    ):
         path.write_bytes(whole[:cut])
         for vocab_only in (False, True) if cut < 3000 else (False,):
             with lab.refused(LoadFailed, path):
@@ -64,18 +92,43 @@ def truncated_model_file(lab: Lab) -> None:
 def model_file_with_damaged_header(lab: Lab) -> None:
     whole = tiny("llama").read_bytes()
     path = lab.folder / "damaged.gguf"
-    for at, value in ((4, 0), (4, 1), (4, 99), (4, 2**32 - 1), (8, 10**6), (8, 2**32 - 1), (16, 10**6), (16, 2**32 - 1), (24, 2**32 - 1)):
-        path.write_bytes(whole[:at] + value.to_bytes(4, "little") + whole[at + 4:])
+    for at, value in (
+        (4, 0),
+        (4, 1),
+        (4, 99),
+        (4, 2**32 - 1),
+        (8, 10**6),
+        (8, 2**32 - 1),
+        (16, 10**6),
+        (16, 2**32 - 1),
+        (24, 2**32 - 1),
+    ):
+        path.write_bytes(whole[:at] + value.to_bytes(4, "little") + whole[at + 4 :])
         with lab.refused(LoadFailed, path):
             lloyal.Model(path)
 
 
-@case("68", "model whose metadata cannot be: layers, heads, experts, sizes", upstream="GGML_ASSERT, for some", ours="LoadFailed")
+@case(
+    "68",
+    "model whose metadata cannot be: layers, heads, experts, sizes",
+    upstream="GGML_ASSERT, for some",
+    ours="LoadFailed",
+)
 def model_with_impossible_metadata(lab: Lab) -> None:
     path = tiny("llama")
-    for key, value in (("block_count", 0), ("block_count", 100_000), ("block_count", 9), ("attention.head_count", 0),
-                       ("attention.head_count", 3), ("embedding_length", 0), ("embedding_length", 65), ("rope.dimension_count", 7),
-                       ("expert_count", 8), ("feed_forward_length", 1), ("attention.head_count_kv", 77)):
+    for key, value in (
+        ("block_count", 0),
+        ("block_count", 100_000),
+        ("block_count", 9),
+        ("attention.head_count", 0),
+        ("attention.head_count", 3),
+        ("embedding_length", 0),
+        ("embedding_length", 65),
+        ("rope.dimension_count", 7),
+        ("expert_count", 8),
+        ("feed_forward_length", 1),
+        ("attention.head_count_kv", 77),
+    ):
         with lab.refused(LoadFailed, path):
             lloyal.Model(path, kv_overrides={f"llama.{key}": value})
     with lab.refused(LoadFailed, "n_layer"):  # the reason llama.cpp asserts on is in the message
@@ -93,8 +146,14 @@ def parameters_of_models_that_cannot_be(lab: Lab) -> None:
         lloyal.Model(path, n_gpu_layer=3)
     with lab.refused(UnknownParameter, "banana"):
         lloyal.Model(path, banana=1)
-    for name, value in (("n_gpu_layers", -2), ("n_gpu_layers", 2**40), ("n_gpu_layers", "all"), ("main_gpu", -1), ("split_mode", "half"),
-                        ("progress", 5)):
+    for name, value in (
+        ("n_gpu_layers", -2),
+        ("n_gpu_layers", 2**40),
+        ("n_gpu_layers", "all"),
+        ("main_gpu", -1),
+        ("split_mode", "half"),
+        ("progress", 5),
+    ):
         with lab.refused(InvalidArgument, f"{name}={value!r}"):
             lloyal.Model(path, **{name: value})
     for devices in ("CPU", ["GPU77"], [object()]):
@@ -103,7 +162,14 @@ def parameters_of_models_that_cannot_be(lab: Lab) -> None:
     for shares in ([math.nan], [-1.0, 2.0], [0.0, 0.0], [math.inf], [1.0] * 500):
         with lab.refused(InvalidArgument, "tensor_split"):
             lloyal.Model(path, tensor_split=shares)
-    for overrides in ({"llama.context_length": 2**70}, {5: 8}, {"key": None}, {"": 1}, {"k" * 128: 1}, {"key": "v" * 128}):
+    for overrides in (
+        {"llama.context_length": 2**70},
+        {5: 8},
+        {"key": None},
+        {"": 1},
+        {"k" * 128: 1},
+        {"key": "v" * 128},
+    ):
         with lab.refused(InvalidArgument, "kv_overrides"):
             lloyal.Model(path, kv_overrides=overrides)
     with lloyal.Model(path, vocab_only=True) as model:

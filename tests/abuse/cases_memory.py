@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 
 from lloyal.errors import InvalidArgument, Unsupported
@@ -14,20 +17,30 @@ EXACT = {"type_k": "f32", "type_v": "f32", "flash_attn": "off"}
 KINDS = ("llama", "gemma3", "mamba2", "lfm2")
 
 
-@case("14", "seq_pos_min, seq_pos_max, seq_cp, seq_keep, seq_add, seq_div of a sequence that is not there",
-      upstream="GGML_ASSERT", ours="InvalidArgument")
+@case(
+    "14",
+    "seq_pos_min, seq_pos_max, seq_cp, seq_keep, seq_add, seq_div of a sequence that is not there",
+    upstream="GGML_ASSERT",
+    ours="InvalidArgument",
+)
 def operations_on_no_sequence(lab: Lab) -> None:
     for name in KINDS:
         ctx = lab.context(name)
         lab.feed(ctx, (0, 0, tokens(20)))
         memory = ctx.memory
         for seq in NO_SEQUENCE:
-            calls = {
-                "seq_id": [lambda s: memory.seq_pos_min(s), lambda s: memory.seq_pos_max(s), lambda s: memory.seq_keep(s),
-                           lambda s: memory.seq_add(s, 0, -1, 1), lambda s: memory.seq_div(s, 0, -1, 2),
-                           lambda s: memory.can_rollback(s, 1), lambda s: memory.provenance(s)],
-                "seq_id_src": [lambda s: memory.seq_cp(s, 0)],
-                "seq_id_dst": [lambda s: memory.seq_cp(0, s)],
+            calls: dict[str, list[Callable[[int], object]]] = {
+                "seq_id": [
+                    memory.seq_pos_min,
+                    memory.seq_pos_max,
+                    memory.seq_keep,
+                    partial(memory.seq_add, p0=0, p1=-1, delta=1),
+                    partial(memory.seq_div, p0=0, p1=-1, d=2),
+                    partial(memory.can_rollback, n_tokens=1),
+                    memory.provenance,
+                ],
+                "seq_id_src": [partial(memory.seq_cp, seq_id_dst=0)],
+                "seq_id_dst": [partial(memory.seq_cp, 0)],
             }
             for argument, group in calls.items():
                 for call in group:
@@ -35,7 +48,12 @@ def operations_on_no_sequence(lab: Lab) -> None:
                         call(seq)
 
 
-@case("15", "seq_rm of a sequence that is not there", upstream="GGML_ASSERT", ours="InvalidArgument (-1 is every sequence)")
+@case(
+    "15",
+    "seq_rm of a sequence that is not there",
+    upstream="GGML_ASSERT",
+    ours="InvalidArgument (-1 is every sequence)",
+)
 def removal_from_no_sequence(lab: Lab) -> None:
     for name in KINDS:
         ctx = lab.context(name)
@@ -79,7 +97,12 @@ def division_by_nothing(lab: Lab) -> None:
             ctx.memory.seq_div(0, 0, -1, d)
 
 
-@case("19", "positions shifted where the next decode cannot rotate the keys", upstream="GGML_ABORT in that decode", ours="Unsupported")
+@case(
+    "19",
+    "positions shifted where the next decode cannot rotate the keys",
+    upstream="GGML_ABORT in that decode",
+    ours="Unsupported",
+)
 def shift_that_cannot_be_applied(lab: Lab) -> None:
     for name in ("gemma3", "mamba2", "lfm2", "falcon-h1", "qwen35", "lfm2-swa"):
         ctx = lab.context(name, n_ctx=512)  # large enough for a window cache to be smaller than the others
@@ -91,8 +114,12 @@ def shift_that_cannot_be_applied(lab: Lab) -> None:
             ctx.memory.seq_div(0, 10, -1, 2)
 
 
-@case("42", "seq_add over others, below 0, or past the largest position", upstream="two rows at one position, or rows lost",
-      ours="InvalidArgument")
+@case(
+    "42",
+    "seq_add over others, below 0, or past the largest position",
+    upstream="two rows at one position, or rows lost",
+    ours="InvalidArgument",
+)
 def shift_onto_others(lab: Lab) -> None:
     ctx = lab.context()
     lab.feed(ctx, (0, 0, tokens(20)))
@@ -103,8 +130,12 @@ def shift_onto_others(lab: Lab) -> None:
         ctx.memory.seq_add(0, 0, -1, 2**40)
 
 
-@case("43", "seq_add, seq_div of rows that another sequence shares", upstream="the other sequence's positions change too",
-      ours="Unsupported")
+@case(
+    "43",
+    "seq_add, seq_div of rows that another sequence shares",
+    upstream="the other sequence's positions change too",
+    ours="Unsupported",
+)
 def shift_of_shared_rows(lab: Lab) -> None:
     ctx = lab.context()
     lab.feed(ctx, (0, 0, tokens(20)))
@@ -161,7 +192,12 @@ def fork_with_a_rollback_pending(lab: Lab) -> None:
         ctx.close()
 
 
-@case("47", "fork with kv_unified=False, saved before the next decode", upstream="garbage is saved", ours="the parent's rows")
+@case(
+    "47",
+    "fork with kv_unified=False, saved before the next decode",
+    upstream="garbage is saved",
+    ours="the parent's rows",
+)
 def fork_between_streams_saved_at_once(lab: Lab) -> None:
     ctx = lab.context(kv_unified=False)
     lab.feed(ctx, (0, 0, tokens(20)))
@@ -204,7 +240,12 @@ def fork_of_a_wrapped_window(lab: Lab) -> None:
     ctx.close()
 
 
-@case("50", "seq_cp onto a sequence that holds other rows", upstream="both rows stay, at one position", ours="InvalidArgument")
+@case(
+    "50",
+    "seq_cp onto a sequence that holds other rows",
+    upstream="both rows stay, at one position",
+    ours="InvalidArgument",
+)
 def copy_onto_other_rows(lab: Lab) -> None:
     for name in KINDS:
         ctx = lab.context(name)

@@ -14,8 +14,14 @@ def chain_functions_without_a_chain(lab: Lab) -> None:
     ctx = lab.context()
     lab.feed(ctx, (0, 0, tokens(5)))
     with lloyal.Sampler.greedy() as greedy, lloyal.Sampler.top_k(3) as top_k:
-        for call in (greedy.chain_n, lambda: greedy.chain_get(0), lambda: greedy.chain_remove(0), lambda: greedy.chain_add(top_k),
-                     greedy.perf, greedy.perf_reset):
+        for call in (
+            greedy.chain_n,
+            lambda: greedy.chain_get(0),
+            lambda: greedy.chain_remove(0),
+            lambda: greedy.chain_add(top_k),
+            greedy.perf,
+            greedy.perf_reset,
+        ):
             with lab.refused(InvalidArgument, "chain"):
                 call()
         with lloyal.Sampler.chain(top_k, greedy) as chain:
@@ -29,7 +35,9 @@ def chain_functions_without_a_chain(lab: Lab) -> None:
             unfinished.sample(ctx)
 
 
-@case("26b", "adapters given as nothing, or with other scales", upstream="GGML_ASSERT", ours="InvalidArgument, TypeError")
+@case(
+    "26b", "adapters given as nothing, or with other scales", upstream="GGML_ASSERT", ours="InvalidArgument, TypeError"
+)
 def adapters_that_are_none(lab: Lab) -> None:
     ctx = lab.context()
     lab.feed(ctx, (0, 0, tokens(5)))
@@ -44,7 +52,12 @@ def adapters_that_are_none(lab: Lab) -> None:
     ctx.set_adapters_lora([])
 
 
-@case("74", "extended batch: entries out of range, positions that do not follow", upstream="GGML_ASSERT, or -1", ours="InvalidBatch")
+@case(
+    "74",
+    "extended batch: entries out of range, positions that do not follow",
+    upstream="GGML_ASSERT, or -1",
+    ours="InvalidBatch",
+)
 def extended_batch_out_of_range(lab: Lab) -> None:
     ctx = lab.context()
     lab.feed(ctx, (0, 0, tokens(5)))
@@ -56,7 +69,13 @@ def extended_batch_out_of_range(lab: Lab) -> None:
         batch.set_output_logits(index, True)
         return batch
 
-    for token, pos, seq, text in ((N_VOCAB, 5, 0, N_VOCAB), (-1, 5, 0, "-1"), (1, 2**31 - 1, 0, 2**31 - 1), (1, 7, 0, 7), (1, 5, 99, 99)):
+    for token, pos, seq, text in (
+        (N_VOCAB, 5, 0, N_VOCAB),
+        (-1, 5, 0, "-1"),
+        (1, 2**31 - 1, 0, 2**31 - 1),
+        (1, 7, 0, 7),
+        (1, 5, 99, 99),
+    ):
         try:
             ctx.process("decode", entry(token, pos, seq))
         except (InvalidBatch, InvalidArgument) as error:
@@ -67,7 +86,12 @@ def extended_batch_out_of_range(lab: Lab) -> None:
         ctx.process("prefill", entry(1, 5, 0))
 
 
-@case("75", "attention made non-causal after the context", upstream="GGML_ASSERT for more than n_ubatch tokens", ours="InvalidBatch")
+@case(
+    "75",
+    "attention made non-causal after the context",
+    upstream="GGML_ASSERT for more than n_ubatch tokens",
+    ours="InvalidBatch",
+)
 def attention_made_non_causal(lab: Lab) -> None:
     ctx = lab.context(n_ubatch=32)
     ctx.set_causal_attn(False)

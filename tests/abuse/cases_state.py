@@ -58,7 +58,12 @@ def truncated_sequence_file(lab: Lab) -> None:
         ctx.memory.seq_rm(1)
 
 
-@case("22b", "truncated file of the whole context", upstream="false, with part of the memory overwritten", ours="StateMismatch")
+@case(
+    "22b",
+    "truncated file of the whole context",
+    upstream="false, with part of the memory overwritten",
+    ours="StateMismatch",
+)
 def truncated_context_file(lab: Lab) -> None:
     path = lab.folder / "state"
     ctx, other = lab.context(), lab.context()
@@ -116,7 +121,9 @@ def state_file_of_another_kind(lab: Lab) -> None:
         ctx.state_seq_load_file(path, 1)
 
 
-@case("30", "host state that is truncated or has other bytes", upstream="0, the destination emptied", ours="StateMismatch")
+@case(
+    "30", "host state that is truncated or has other bytes", upstream="0, the destination emptied", ours="StateMismatch"
+)
 def damaged_host_state(lab: Lab) -> None:
     for name in ("llama", "gemma3", "mamba2", "lfm2"):
         ctx = lab.context(name)
@@ -130,8 +137,12 @@ def damaged_host_state(lab: Lab) -> None:
             ctx.state_seq_set_data_ext(b"\xff" * len(blob), 1, NONE)
 
 
-@case("31", "host state whose positions or counts were changed", upstream="accepted; positions of -1 or beyond stay in the cache",
-      ours="StateMismatch")
+@case(
+    "31",
+    "host state whose positions or counts were changed",
+    upstream="accepted; positions of -1 or beyond stay in the cache",
+    ours="StateMismatch",
+)
 def host_state_with_impossible_positions(lab: Lab) -> None:
     for name, at in (("llama", 16), ("gemma3", 16), ("mamba2", 12)):
         ctx = lab.context(name)
@@ -162,7 +173,12 @@ def host_state_of_another_model(lab: Lab) -> None:
             lab.forget(ctx, 0)
 
 
-@case("33", "flags that are unknown, negative, or not those of the save", upstream="0, or a wrong state", ours="InvalidArgument, StateMismatch")
+@case(
+    "33",
+    "flags that are unknown, negative, or not those of the save",
+    upstream="0, or a wrong state",
+    ours="InvalidArgument, StateMismatch",
+)
 def wrong_flags(lab: Lab) -> None:
     ctx = lab.context("lfm2")
     lab.feed(ctx, (0, 0, tokens(9)))
@@ -182,8 +198,12 @@ def wrong_flags(lab: Lab) -> None:
     lab.forget(ctx, 1)
 
 
-@case("34", "state of an empty sequence restored over another", upstream="success, and the destination keeps its rows",
-      ours="the destination is empty")
+@case(
+    "34",
+    "state of an empty sequence restored over another",
+    upstream="success, and the destination keeps its rows",
+    ours="the destination is empty",
+)
 def empty_state_over_rows(lab: Lab) -> None:
     for name in ("llama", "gemma3", "mamba2", "lfm2", "qwen35"):
         for flags in (NONE, DEVICE):
@@ -197,7 +217,12 @@ def empty_state_over_rows(lab: Lab) -> None:
         lab.forget(ctx, 0)
 
 
-@case("35", "partial state restored, later rows left in place", upstream="success, wrong logits", ours="later rows go; right logits")
+@case(
+    "35",
+    "partial state restored, later rows left in place",
+    upstream="success, wrong logits",
+    ours="later rows go; right logits",
+)
 def partial_state_takes_later_rows_with_it(lab: Lab) -> None:
     for name in ("lfm2", "falcon-h1", "qwen35", "gemma3", "lfm2-swa"):
         for flags in (PARTIAL, PARTIAL | DEVICE):
@@ -210,7 +235,12 @@ def partial_state_takes_later_rows_with_it(lab: Lab) -> None:
             check(ctx.memory.provenance(0)[-1][1] == 30, f"{name}: {ctx.memory.provenance(0)}")
 
 
-@case("36", "partial state restored where its earlier rows are missing", upstream="success, wrong logits", ours="StateMismatch")
+@case(
+    "36",
+    "partial state restored where its earlier rows are missing",
+    upstream="success, wrong logits",
+    ours="StateMismatch",
+)
 def partial_state_without_its_rows(lab: Lab) -> None:
     for name in ("lfm2", "gemma3"):
         ctx = lab.context(name)
@@ -269,7 +299,12 @@ def state_larger_than_the_cache(lab: Lab) -> None:
     lab.forget(small, 1)
 
 
-@case("41", "state of a model that keeps no memory, or buffers of other kinds", upstream="-", ours="TypeError, InvalidArgument, Unsupported")
+@case(
+    "41",
+    "state of a model that keeps no memory, or buffers of other kinds",
+    upstream="-",
+    ours="TypeError, InvalidArgument, Unsupported",
+)
 def state_buffers_of_other_kinds(lab: Lab) -> None:
     ctx = lab.context()
     lab.feed(ctx, (0, 0, tokens(20)))

@@ -17,8 +17,14 @@ def no_tokenizer(lab: Lab) -> None:
     model = lloyal.Model(path)
     vocab = model.vocab
     check(len(vocab) == N_VOCAB, f"the vocabulary has {len(vocab)} tokens")
-    calls = (lambda: vocab.tokenize("text"), lambda: vocab.detokenize([1, 2]), lambda: vocab.token_to_piece(1), lambda: vocab.text(1),
-             lambda: vocab.score(1), lambda: vocab.attr(1))
+    calls = (
+        lambda: vocab.tokenize("text"),
+        lambda: vocab.detokenize([1, 2]),
+        lambda: vocab.token_to_piece(1),
+        lambda: vocab.text(1),
+        lambda: vocab.score(1),
+        lambda: vocab.attr(1),
+    )
     for call in calls:
         with lab.refused(Unsupported, "tokenizer"):
             call()
@@ -30,17 +36,35 @@ def no_tokenizer(lab: Lab) -> None:
     lab.watched.pop().ctx.close()
 
 
-@case("25", "token ids that are not in the vocabulary", upstream="exception through the C ABI: terminate", ours="InvalidArgument")
+@case(
+    "25",
+    "token ids that are not in the vocabulary",
+    upstream="exception through the C ABI: terminate",
+    ours="InvalidArgument",
+)
 def tokens_outside_the_vocabulary(lab: Lab) -> None:
     vocab = lab.model("llama").vocab
-    calls = (vocab.text, vocab.score, vocab.attr, vocab.token_to_piece, vocab.is_eog, vocab.is_control, lambda t: vocab.detokenize([1, t]))
+    calls = (
+        vocab.text,
+        vocab.score,
+        vocab.attr,
+        vocab.token_to_piece,
+        vocab.is_eog,
+        vocab.is_control,
+        lambda t: vocab.detokenize([1, t]),
+    )
     for token in (-1, N_VOCAB, 2**31 - 1, -(2**31), 2**40):
         for call in calls:
             with lab.refused(InvalidArgument, token):
                 call(token)
 
 
-@case("72", "text that is not UTF-8", upstream="exception through the C ABI: terminate, for some bytes", ours="tokens, or InvalidArgument")
+@case(
+    "72",
+    "text that is not UTF-8",
+    upstream="exception through the C ABI: terminate, for some bytes",
+    ours="tokens, or InvalidArgument",
+)
 def text_that_is_not_utf8(lab: Lab) -> None:
     with lloyal.Model(lloyal.models.path("nano")) as model:
         vocab = model.vocab
@@ -73,4 +97,7 @@ def very_long_text(lab: Lab) -> None:
     with lloyal.Model(lloyal.models.path("nano")) as model:
         for character in ("a", " ", "1", "\n", "é"):
             text = character * 200_000
-            check(model.vocab.detokenize(model.vocab.tokenize(text), remove_special=True) == text, f"{character!r} does not come back")
+            check(
+                model.vocab.detokenize(model.vocab.tokenize(text), remove_special=True) == text,
+                f"{character!r} does not come back",
+            )

@@ -40,10 +40,18 @@ class Fuzz:
 
     def parameters(self) -> dict[str, Any]:
         choose = self.rng.choice
-        params: dict[str, Any] = {"n_ctx": choose([64, 256, 512]), "n_batch": choose([1, 7, 32, 256]), "n_ubatch": choose([1, 8, 32, 64]),
-                                  "n_seq_max": choose([1, 2, 4]), "n_threads": 1, "kv_unified": choose([True, True, False]),
-                                  "swa_full": choose([False, False, True]), "n_rs_seq": choose([0, 0, 4]),
-                                  "embeddings": choose([False, False, False, True]), "flash_attn": choose(["auto", "on", "off"])}
+        params: dict[str, Any] = {
+            "n_ctx": choose([64, 256, 512]),
+            "n_batch": choose([1, 7, 32, 256]),
+            "n_ubatch": choose([1, 8, 32, 64]),
+            "n_seq_max": choose([1, 2, 4]),
+            "n_threads": 1,
+            "kv_unified": choose([True, True, False]),
+            "swa_full": choose([False, False, True]),
+            "n_rs_seq": choose([0, 0, 4]),
+            "embeddings": choose([False, False, False, True]),
+            "flash_attn": choose(["auto", "on", "off"]),
+        }
         if params["flash_attn"] == "on":
             params |= {"type_k": choose(["f16", "q8_0"]), "type_v": choose(["f16", "q4_0"])}
         if params["n_rs_seq"] and min(params["n_batch"], params["n_ubatch"]) < 8:
@@ -57,14 +65,23 @@ class Fuzz:
         return self.rng.choice(BAD_POSITIONS) if self.rng.random() < 0.1 else self.rng.randrange(-1, 40)
 
     def token(self) -> int:
-        return self.rng.choice((-1, self.n_vocab, 2**31 - 1)) if self.rng.random() < 0.01 else self.rng.randrange(self.n_vocab)
+        return (
+            self.rng.choice((-1, self.n_vocab, 2**31 - 1))
+            if self.rng.random() < 0.01
+            else self.rng.randrange(self.n_vocab)
+        )
 
     def go_on(self) -> None:
         """Tokens where some sequences stand."""
         batch = self.lloyal.Batch()
         for seq in self.rng.sample(range(self.params["n_seq_max"]), self.rng.randint(1, self.params["n_seq_max"])):
             start = self.ctx.memory.seq_pos_max(seq) + 1
-            batch.extend([self.token() for _ in range(self.rng.randint(1, 12))], start, seq, self.rng.choice([True, False, "last"]))
+            batch.extend(
+                [self.token() for _ in range(self.rng.randint(1, 12))],
+                start,
+                seq,
+                self.rng.choice([True, False, "last"]),
+            )
         self.ctx.decode(batch)
 
     def any_batch(self) -> None:
@@ -79,22 +96,32 @@ class Fuzz:
         width = self.model.n_embd + self.rng.choice([0, 0, 0, 1, -1])
         seq = self.sequence()
         start = self.ctx.memory.seq_pos_max(seq) + 1
-        batch.extend_embd(np.full((self.rng.randint(1, 4), width), self.rng.choice([0.1, 0.1, np.nan]), np.float32), start, seq, True)
+        batch.extend_embd(
+            np.full((self.rng.randint(1, 4), width), self.rng.choice([0.1, 0.1, np.nan]), np.float32), start, seq, True
+        )
         self.ctx.decode(batch)
 
     def memory(self) -> None:
         memory = self.ctx.memory
-        call: Callable[[], object] = self.rng.choice([
-            lambda: memory.seq_rm(self.sequence(), self.position(), self.position()),
-            lambda: memory.seq_rm(self.sequence(), memory.seq_pos_max(self.rng.randrange(self.params["n_seq_max"])), -1),
-            lambda: memory.seq_cp(self.sequence(), self.sequence()),
-            lambda: memory.seq_cp(self.sequence(), self.sequence(), self.position(), self.position()),
-            lambda: memory.seq_keep(self.sequence()),
-            lambda: memory.seq_add(self.sequence(), self.position(), self.position(), self.rng.choice([1, -1, 5, 2**31 - 1, -(2**31)])),
-            lambda: memory.seq_div(self.sequence(), self.position(), self.position(), self.rng.choice([2, 3, 0, -1, 2**31 - 1])),
-            lambda: memory.can_rollback(self.sequence(), self.rng.randint(-1, 9)),
-            lambda: memory.provenance(self.sequence()),
-        ])
+        call: Callable[[], object] = self.rng.choice(
+            [
+                lambda: memory.seq_rm(self.sequence(), self.position(), self.position()),
+                lambda: memory.seq_rm(
+                    self.sequence(), memory.seq_pos_max(self.rng.randrange(self.params["n_seq_max"])), -1
+                ),
+                lambda: memory.seq_cp(self.sequence(), self.sequence()),
+                lambda: memory.seq_cp(self.sequence(), self.sequence(), self.position(), self.position()),
+                lambda: memory.seq_keep(self.sequence()),
+                lambda: memory.seq_add(
+                    self.sequence(), self.position(), self.position(), self.rng.choice([1, -1, 5, 2**31 - 1, -(2**31)])
+                ),
+                lambda: memory.seq_div(
+                    self.sequence(), self.position(), self.position(), self.rng.choice([2, 3, 0, -1, 2**31 - 1])
+                ),
+                lambda: memory.can_rollback(self.sequence(), self.rng.randint(-1, 9)),
+                lambda: memory.provenance(self.sequence()),
+            ]
+        )
         call()
 
     def save(self) -> None:
@@ -114,7 +141,7 @@ class Fuzz:
                 at = self.rng.randrange(min(len(data), self.rng.choice([8, 24, 64, 400, len(data)])))
                 data[at] = self.rng.choice([0, 1, 255, 127, data[at] ^ 1 << self.rng.randrange(8)])
             if self.rng.random() < 0.2:
-                del data[self.rng.randrange(len(data)):]
+                del data[self.rng.randrange(len(data)) :]
         if self.rng.random() < 0.1:
             flags = self.rng.choice([0, 1, 2, 3])
         self.ctx.state_seq_set_data_ext(data, self.sequence(), flags)
@@ -123,7 +150,9 @@ class Fuzz:
         data = bytearray(self.ctx.state_get_data())
         if self.rng.random() < 0.7:
             for _ in range(self.rng.choice([1, 2, 8])):
-                data[self.rng.randrange(min(len(data), self.rng.choice([24, 64, 400, len(data)])))] = self.rng.randrange(256)
+                data[self.rng.randrange(min(len(data), self.rng.choice([24, 64, 400, len(data)])))] = (
+                    self.rng.randrange(256)
+                )
         self.ctx.state_set_data(data)
 
     def file(self) -> None:
@@ -159,12 +188,30 @@ class Fuzz:
             self.checkpoints.pop(self.rng.randrange(4)).release()
 
     def switch(self) -> None:
-        self.rng.choice([lambda: self.ctx.set_causal_attn(self.rng.random() < 0.8),
-                         lambda: self.ctx.set_embeddings(self.rng.random() < 0.3), self.ctx.abort, self.ctx.memory.clear])()
+        self.rng.choice(
+            [
+                lambda: self.ctx.set_causal_attn(self.rng.random() < 0.8),
+                lambda: self.ctx.set_embeddings(self.rng.random() < 0.3),
+                self.ctx.abort,
+                self.ctx.memory.clear,
+            ]
+        )()
 
     def run(self, steps: int) -> dict[str, int]:
-        weighted = [(self.go_on, 8), (self.any_batch, 3), (self.embd_batch, 1), (self.memory, 6), (self.save, 3), (self.restore, 5),
-                    (self.whole, 1), (self.file, 1), (self.outputs, 2), (self.sample, 1), (self.checkpoint, 2), (self.switch, 1)]
+        weighted = [
+            (self.go_on, 8),
+            (self.any_batch, 3),
+            (self.embd_batch, 1),
+            (self.memory, 6),
+            (self.save, 3),
+            (self.restore, 5),
+            (self.whole, 1),
+            (self.file, 1),
+            (self.outputs, 2),
+            (self.sample, 1),
+            (self.checkpoint, 2),
+            (self.switch, 1),
+        ]
         calls = [call for call, weight in weighted for _ in range(weight)]
         counts: dict[str, int] = {}
         for step in range(steps):

@@ -57,7 +57,9 @@ class Case:
 CASES: dict[str, Case] = {}
 
 
-def case(number: str, given: str, *, upstream: str, ours: str) -> Callable[[Callable[[Lab], None]], Callable[[Lab], None]]:
+def case(
+    number: str, given: str, *, upstream: str, ours: str
+) -> Callable[[Callable[[Lab], None]], Callable[[Lab], None]]:
     """Register a case."""
 
     def register(run: Callable[[Lab], None]) -> Callable[[Lab], None]:
@@ -125,7 +127,7 @@ class Lab:
             raise AssertionError(f"nothing was raised, expected {error.__name__}")
 
     def content(self, ctx: lloyal.Context, seq_id: int) -> bytes:
-        """What a sequence holds, whatever its id and wherever its rows lie: its state after a trip to an empty context."""
+        """What a sequence holds, whatever its id and its cells: its state after a trip to an empty context."""
         for watched in self.watched:
             if watched.ctx is ctx:
                 with lloyal.Context(ctx.model, **(CONTEXT | watched.params)) as empty:
@@ -139,7 +141,9 @@ class Lab:
             raise AssertionError(f"sequence {seq_id} is not empty: it ends at {ctx.memory.seq_pos_max(seq_id)}")
         for watched in self.watched:
             if watched.ctx is ctx:
-                watched.batches = [kept for batch in watched.batches if (kept := [part for part in batch if part[0] != seq_id])]
+                watched.batches = [
+                    kept for batch in watched.batches if (kept := [part for part in batch if part[0] != seq_id])
+                ]
 
     def check(self) -> None:
         """Every open context decodes on like a twin that was only given the same batches, in old and new sequences."""

@@ -1,4 +1,4 @@
-"""Tiny models that only the abuse cases need: learned position tables, an encoder, an encoder and decoder, no tokenizer."""
+"""Tiny models that only the abuse cases need: learned position tables, encoders, no tokenizer."""
 
 from __future__ import annotations
 
@@ -14,8 +14,13 @@ N_POS_TABLE = 64
 
 def mpt(seed: int = 0) -> Recipe:
     recipe = Recipe("mpt", seed)
-    recipe.keys |= {"attention.head_count": N_HEAD, "attention.layer_norm_epsilon": 1e-5, "attention.max_alibi_bias": 0.0,
-                    "feed_forward_length": N_FF, "context_length": N_POS_TABLE}
+    recipe.keys |= {
+        "attention.head_count": N_HEAD,
+        "attention.layer_norm_epsilon": 1e-5,
+        "attention.max_alibi_bias": 0.0,
+        "feed_forward_length": N_FF,
+        "context_length": N_POS_TABLE,
+    }
     recipe.head()
     recipe.random("position_embd.weight", (N_POS_TABLE, N_EMBD), 0.5)
     for i in range(N_LAYER):
@@ -34,8 +39,14 @@ def starcoder(seed: int = 0) -> Recipe:
     del recipe.keys["attention.max_alibi_bias"]
     recipe.vector("output_norm.bias", N_EMBD, 0.0)
     for i in range(N_LAYER):
-        biases = {"attn_norm": N_EMBD, "ffn_norm": N_EMBD, "attn_qkv": 3 * N_EMBD, "attn_output": N_EMBD,
-                  "ffn_up": N_FF, "ffn_down": N_EMBD}
+        biases = {
+            "attn_norm": N_EMBD,
+            "ffn_norm": N_EMBD,
+            "attn_qkv": 3 * N_EMBD,
+            "attn_output": N_EMBD,
+            "ffn_up": N_FF,
+            "ffn_down": N_EMBD,
+        }
         for name, n in biases.items():
             recipe.vector(f"blk.{i}.{name}.bias", n, 0.0)
     return recipe
@@ -43,8 +54,14 @@ def starcoder(seed: int = 0) -> Recipe:
 
 def bert(seed: int = 0) -> Recipe:
     recipe = Recipe("bert", seed)
-    recipe.keys |= {"attention.head_count": N_HEAD, "attention.layer_norm_epsilon": 1e-5, "attention.causal": False,
-                    "feed_forward_length": N_FF, "context_length": N_POS_TABLE, "tokenizer.ggml.token_type_count": 2}
+    recipe.keys |= {
+        "attention.head_count": N_HEAD,
+        "attention.layer_norm_epsilon": 1e-5,
+        "attention.causal": False,
+        "feed_forward_length": N_FF,
+        "context_length": N_POS_TABLE,
+        "tokenizer.ggml.token_type_count": 2,
+    }
     recipe.random("token_embd.weight", (N_VOCAB, N_EMBD), 0.5)
     recipe.random("position_embd.weight", (N_POS_TABLE, N_EMBD), 0.5)
     recipe.random("token_types.weight", (2, N_EMBD), 0.5)
@@ -67,9 +84,16 @@ def bert(seed: int = 0) -> Recipe:
 
 def t5(seed: int = 0) -> Recipe:
     recipe = Recipe("t5", seed)
-    recipe.keys |= {"attention.head_count": N_HEAD, "attention.key_length": HEAD, "attention.value_length": HEAD,
-                    "attention.layer_norm_epsilon": 1e-5, "attention.layer_norm_rms_epsilon": 1e-5,
-                    "attention.relative_buckets_count": 8, "feed_forward_length": N_FF, "decoder_start_token_id": 0}
+    recipe.keys |= {
+        "attention.head_count": N_HEAD,
+        "attention.key_length": HEAD,
+        "attention.value_length": HEAD,
+        "attention.layer_norm_epsilon": 1e-5,
+        "attention.layer_norm_rms_epsilon": 1e-5,
+        "attention.relative_buckets_count": 8,
+        "feed_forward_length": N_FF,
+        "decoder_start_token_id": 0,
+    }
     recipe.random("token_embd.weight", (N_VOCAB, N_EMBD), 0.5)
     recipe.matrix("output.weight", N_EMBD, N_VOCAB, 2.0)
     for side in ("enc", "dec"):
@@ -103,7 +127,9 @@ def without_tokenizer(source: Path, path: Path) -> Path:
     writer = gguf.GGUFWriter(path, arch)
     for name, field in reader.fields.items():
         if name.startswith(f"{arch}."):
-            writer.add_key_value(name, field.contents(), field.types[0], field.types[-1] if len(field.types) > 1 else None)
+            writer.add_key_value(
+                name, field.contents(), field.types[0], field.types[-1] if len(field.types) > 1 else None
+            )
     writer.add_tokenizer_model("none")
     for tensor in reader.tensors:
         writer.add_tensor(tensor.name, np.array(tensor.data))

@@ -35,8 +35,18 @@ class Verdicts:
 
     def run(self, names: list[str]) -> None:
         while names:
-            command = [sys.executable, "-P", "-X", "faulthandler", "-W", "error", str(Path(__file__).with_name("runner.py")),
-                       str(ROOT), MODULE_OF[names[0]], *names]
+            command = [
+                sys.executable,
+                "-P",
+                "-X",
+                "faulthandler",
+                "-W",
+                "error",
+                str(Path(__file__).with_name("runner.py")),
+                str(ROOT),
+                MODULE_OF[names[0]],
+                *names,
+            ]
             # llama.cpp attaches a debugger to a process that aborts, unless told not to
             environment = os.environ | {"GGML_NO_BACKTRACE": "1"}
             done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
@@ -49,14 +59,19 @@ class Verdicts:
                 pytest.fail(f"the runner did not start: {done.stderr}")
             if done.returncode != 0 or left:
                 victim = lines[-1]["case"]
-                self.problems[victim] = f"the process ended with {done.returncode} in or after this case\n{done.stderr[-3000:]}"
+                self.problems[victim] = (
+                    f"the process ended with {done.returncode} in or after this case\n{done.stderr[-3000:]}"
+                )
             names = [name for name in names if name not in self.problems]
 
 
 @pytest.fixture(scope="module")
 def verdicts(request: pytest.FixtureRequest) -> Verdicts:
-    chosen = [item.callspec.params["name"] for item in request.session.items
-              if isinstance(item, pytest.Function) and item.originalname == "test_refused_and_still_usable"]
+    chosen = [
+        item.callspec.params["name"]
+        for item in request.session.items
+        if isinstance(item, pytest.Function) and item.originalname == "test_refused_and_still_usable"
+    ]
     return Verdicts(chosen)
 
 
@@ -71,7 +86,9 @@ def _table() -> str:
         kind, number = re.fullmatch(r"([A-Z]?)(\d+)\w*", entry.number).groups()
         return kind, int(number), entry.number
 
-    rows = [f"| {c.number} | {c.given} | {c.upstream} | {c.ours} | `{c.name}` |" for c in sorted(CASES.values(), key=order)]
+    rows = [
+        f"| {c.number} | {c.given} | {c.upstream} | {c.ours} | `{c.name}` |" for c in sorted(CASES.values(), key=order)
+    ]
     return "\n".join(["| # | input | llama.cpp | here | case |", "|---|---|---|---|---|", *rows])
 
 
@@ -91,7 +108,7 @@ FORBIDDEN = {
 
 @pytest.mark.parametrize("name", FORBIDDEN)
 def test_nothing_uses(name: str) -> None:
-    """Parts of llama.cpp's common library that abort on ordinary mistakes, and are not for libraries (rows 27 and 28)."""
+    """Parts of llama.cpp's common library that abort on ordinary mistakes, not for libraries (rows 27, 28)."""
     ours = [path for path in (ROOT / "lloyal").rglob("*") if path.suffix in {".py", ".pyx", ".pxd", ".cpp", ".hpp"}]
     assert len(ours) > 20
     using = [path for path in ours if re.search(rf"\b{name}_?\w*", path.read_text(encoding="utf-8"))]

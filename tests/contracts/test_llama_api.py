@@ -66,7 +66,7 @@ DECLINED = {
     "llama_opt_init": "training is not here",
     "llama_opt_epoch": "training is not here",
     "llama_numa_init": "changes the whole process, and only before its first thread: start Python with numactl",
-    "llama_attach_threadpool": "each context makes its own pool; a shared one would tie the lifetimes of contexts together",
+    "llama_attach_threadpool": "each context makes its own pool; a shared one would tie their lifetimes together",
     "llama_detach_threadpool": "as llama_attach_threadpool",
     "llama_backend_free": "would pull the back ends from under everybody else in the process; it only matters with MPI",
     "llama_model_init_from_user": "models come from files, which the gguf package writes",
@@ -98,7 +98,9 @@ def functions() -> dict[str, bool]:
 
 
 def our_source() -> str:
-    parts = [without_comments(path.read_text(), python=True) for path in sorted((ROOT / "lloyal" / "llama").glob("*.pyx"))]
+    parts = [
+        without_comments(path.read_text(), python=True) for path in sorted((ROOT / "lloyal" / "llama").glob("*.pyx"))
+    ]
     parts += [without_comments(path.read_text()) for path in sorted((ROOT / "lloyal" / "_cpp").glob("*.[ch]pp"))]
     return "\n".join(parts)
 
@@ -139,4 +141,6 @@ def test_deprecated_functions_are_not_called() -> None:
 def test_the_other_way_exists(name: str, place: tuple[str, str]) -> None:
     file, method = place
     text = (ROOT / "lloyal" / "llama" / file).read_text()
-    assert re.search(rf"^\s*(?:(?:cp)?def (?:\w+ )?{method}\(|cdef readonly object {method}\b|{method}: )", text, re.MULTILINE), name
+    assert re.search(
+        rf"^\s*(?:(?:cp)?def (?:\w+ )?{method}\(|cdef readonly object {method}\b|{method}: )", text, re.MULTILINE
+    ), name

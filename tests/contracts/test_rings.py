@@ -32,7 +32,10 @@ RINGS = [
 # Circles that are known, each with what will end it.
 CIRCLES = {
     ("lloyal.llama.backend", "lloyal.llama.status"): "only check_process, inlined; status asks backend for the log",
-    ("lloyal.llama.backend", "lloyal.llama.rpc"): "Device.memory asks whether a server is behind it; a hook set by rpc would do",
+    (
+        "lloyal.llama.backend",
+        "lloyal.llama.rpc",
+    ): "Device.memory asks whether a server is behind it; a hook set by rpc would do",
 }
 
 PLACE = {f"lloyal.{name}": (ring, column) for ring, row in enumerate(RINGS) for column, name in enumerate(row.split())}

@@ -45,14 +45,18 @@ def live(kind: str) -> int:
 PARTS = ("model", "context", "sampler", "view", "memory", "vocab")
 
 
-@pytest.mark.parametrize("order", [order for i, order in enumerate(itertools.permutations(PARTS)) if i % 24 == 0 or i % 31 == 0])
+@pytest.mark.parametrize(
+    "order", [order for i, order in enumerate(itertools.permutations(PARTS)) if i % 24 == 0 or i % 31 == 0]
+)
 def test_any_order_frees_everything(order: tuple[str, ...]) -> None:
     before = lloyal.live_handles()
     parts: dict[str, Any] = {"model": lloyal.Model(tiny("llama"))}
     parts["vocab"] = parts["model"].vocab
     parts["context"] = small(parts["model"])
     parts["memory"] = parts["context"].memory
-    parts["sampler"] = lloyal.Sampler.chain(lloyal.Sampler.top_k(3), lloyal.Sampler.grammar(parts["vocab"], "root ::= \"a\"*"), lloyal.Sampler.greedy())
+    parts["sampler"] = lloyal.Sampler.chain(
+        lloyal.Sampler.top_k(3), lloyal.Sampler.grammar(parts["vocab"], 'root ::= "a"*'), lloyal.Sampler.greedy()
+    )
     parts["context"].decode(batch_of(tokens(5)))
     parts["view"] = parts["context"].logits()
     want = parts["view"].argmax()
@@ -133,7 +137,9 @@ def test_a_closed_context_says_so(call: str, model: lloyal.Model) -> None:
         CONTEXT_CALLS[call](ctx)
 
 
-@pytest.mark.parametrize("attribute", ["desc", "size", "metadata", "n_embd", "arch", "vocab", "classifier_labels", "rope_type"])
+@pytest.mark.parametrize(
+    "attribute", ["desc", "size", "metadata", "n_embd", "arch", "vocab", "classifier_labels", "rope_type"]
+)
 def test_a_closed_model_says_so(attribute: str, model: lloyal.Model) -> None:
     model.close()
     with pytest.raises(Closed, match=r"llama-0\.gguf"):
@@ -145,7 +151,13 @@ def test_a_closed_sampler_says_so(model: lloyal.Model) -> None:
     sampler.close()
     with small(model) as ctx:
         ctx.decode(batch_of([1]))
-        for call in (lambda: sampler.sample(ctx), lambda: sampler.accept(1), sampler.reset, sampler.clone, lambda: sampler.name):
+        for call in (
+            lambda: sampler.sample(ctx),
+            lambda: sampler.accept(1),
+            sampler.reset,
+            sampler.clone,
+            lambda: sampler.name,
+        ):
             with pytest.raises(Closed, match="closed"):
                 call()
 
@@ -250,8 +262,15 @@ def test_a_child_context_keeps_its_parent() -> None:
 def test_no_second_owner_by_copying(what: str, model: lloyal.Model) -> None:
     ctx = small(model)
     ctx.decode(batch_of([1]))
-    part = {"model": model, "context": ctx, "vocab": model.vocab, "view": ctx.logits(), "memory": ctx.memory,
-            "batch": lloyal.Batch(), "sampler": lloyal.Sampler.greedy()}[what]
+    part = {
+        "model": model,
+        "context": ctx,
+        "vocab": model.vocab,
+        "view": ctx.logits(),
+        "memory": ctx.memory,
+        "batch": lloyal.Batch(),
+        "sampler": lloyal.Sampler.greedy(),
+    }[what]
     for duplicate in (copy.copy, copy.deepcopy, pickle.dumps):
         with pytest.raises(TypeError):
             duplicate(part)

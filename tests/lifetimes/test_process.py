@@ -58,7 +58,16 @@ EVERYTHING = """
         "threading.Thread(target=lambda: [ctx.decode(batch_of([1], end + i)) for i in range(20)]).start()",
         "import os; os._exit(0)",
     ],
-    ids=["falls off", "sys.exit", "SystemExit", "decodes at exit", "closes at exit", "models dropped", "thread still decodes", "_exit"],
+    ids=[
+        "falls off",
+        "sys.exit",
+        "SystemExit",
+        "decodes at exit",
+        "closes at exit",
+        "models dropped",
+        "thread still decodes",
+        "_exit",
+    ],
 )
 def test_exit_with_everything_open_is_silent(end: str, n_threads: int) -> None:
     silent(textwrap.dedent(EVERYTHING) + end, n_threads)
@@ -67,7 +76,9 @@ def test_exit_with_everything_open_is_silent(end: str, n_threads: int) -> None:
 @pytest.mark.parametrize("seconds", [0.0, 0.05, 0.3])
 def test_exit_while_a_daemon_thread_decodes(seconds: float) -> None:
     """The process ends while a thread that nobody waits for is inside llama.cpp."""
-    silent(textwrap.dedent(EVERYTHING) + textwrap.dedent(f"""
+    silent(
+        textwrap.dedent(EVERYTHING)
+        + textwrap.dedent(f"""
         import time
         long = lloyal.Context(model, n_ctx=8192, n_batch=8192, n_threads=1)
         def work():
@@ -76,7 +87,9 @@ def test_exit_while_a_daemon_thread_decodes(seconds: float) -> None:
                 long.decode(batch_of([i % 500 for i in range(4000)]))
         threading.Thread(target=work, daemon=True).start()
         time.sleep({seconds})
-    """), 1)
+    """),
+        1,
+    )
 
 
 def test_importing_alone_starts_nothing_and_says_nothing() -> None:
@@ -123,12 +136,15 @@ def test_a_forked_child_leaves_llama_cpp_alone(child_does: str, n_threads: int) 
 
 
 def test_a_forked_child_is_told_why_it_cannot() -> None:
-    silent(FORK + textwrap.dedent("""
+    silent(
+        FORK
+        + textwrap.dedent("""
         from lloyal.errors import Unsupported
         child = os.fork()
         if child == 0:
-            calls = (lambda: ctx.decode(batch), lambda: ctx.n_ctx, lambda: ctx.memory.seq_rm(0), lambda: ctx.state_get_data(),
-                     lambda: model.desc, lambda: lloyal.Context(model), lambda: lloyal.Model(lloyal.models.path("nano")),
+            calls = (lambda: ctx.decode(batch), lambda: ctx.n_ctx, lambda: ctx.memory.seq_rm(0),
+                     lambda: ctx.state_get_data(), lambda: model.desc, lambda: lloyal.Context(model),
+                     lambda: lloyal.Model(lloyal.models.path("nano")),
                      lambda: lloyal.devices(), lambda: checkpoints[0].restore(0), lambda: ctx.checkpoint(0))
             for i, call in enumerate(calls):
                 try:
@@ -142,7 +158,9 @@ def test_a_forked_child_is_told_why_it_cannot() -> None:
             assert len(batch) == end
         else:
             wait(child)
-    """), 1)
+    """),
+        1,
+    )
 
 
 def test_a_process_that_forked_before_may_start_in_the_child() -> None:
@@ -150,7 +168,8 @@ def test_a_process_that_forked_before_may_start_in_the_child() -> None:
         import os, sys, lloyal
         child = os.fork()
         if child == 0:
-            with lloyal.Model(lloyal.models.path("nano")) as model, lloyal.Context(model, n_ctx=256, n_threads=2) as ctx:
+            model = lloyal.Model(lloyal.models.path("nano"))
+            with model, lloyal.Context(model, n_ctx=256, n_threads=2) as ctx:
                 batch = lloyal.Batch()
                 batch.extend(model.vocab.tokenize("def f"), 0, 0, "last")
                 ctx.decode(batch)
@@ -214,8 +233,9 @@ PREFILL = """
 
 def interrupt(script: str, after: float) -> dict[str, float]:
     """Send SIGINT `after` seconds into the decode; what the script found, and the seconds until its exception."""
-    with subprocess.Popen([sys.executable, "-P", "-c", textwrap.dedent(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-P", "-c", textwrap.dedent(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         time.sleep(after)

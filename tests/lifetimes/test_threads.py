@@ -6,6 +6,7 @@ import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +111,14 @@ def test_a_batch_cannot_change_while_it_is_decoded(nano: lloyal.Model, ctx: lloy
     other = lloyal.Context(nano, n_ctx=4096, n_batch=4096, n_threads=1)
     thread, result = start(lambda: ctx.decode(batch))
     wait_until(working(ctx))
-    changes = (batch.clear, lambda: batch.add(1, 0, 0), lambda: batch.extend([1], 0, 0), lambda: batch.set_logits(0, True),
-               lambda: batch.extend_embd(np.zeros((1, nano.n_embd), np.float32), 0, 0), lambda: other.decode(batch))
+    changes = (
+        batch.clear,
+        lambda: batch.add(1, 0, 0),
+        lambda: batch.extend([1], 0, 0),
+        lambda: batch.set_logits(0, True),
+        lambda: batch.extend_embd(np.zeros((1, nano.n_embd), np.float32), 0, 0),
+        lambda: other.decode(batch),
+    )
     for change in changes:
         with pytest.raises(Busy, match="batch"):
             change()
@@ -141,7 +148,7 @@ def test_closing_the_model_during_a_decode() -> None:
     model = lloyal.Model(lloyal.models.path("nano"))
     tokens = prompt(model, N_LONG)
     ctx = lloyal.Context(model, n_ctx=4096, n_batch=4096, n_seq_max=2, n_threads=1)
-    thread, result = start(lambda: ctx.decode(batch_of(tokens)))
+    thread, result = start(partial(ctx.decode, batch_of(tokens)))
     wait_until(working(ctx))
     model.close()
     ctx.close()

@@ -57,8 +57,14 @@ def python(script: str, *arguments: object, timeout: float = 120.0) -> subproces
     """Run a script in a fresh interpreter; the models are at ``models.path``."""
     # llama.cpp attaches a debugger to a process that aborts, unless told not to
     environment = os.environ | {"GGML_NO_BACKTRACE": "1"}
-    return subprocess.run([sys.executable, "-P", "-W", "error", "-c", textwrap.dedent(script), *map(str, arguments)],
-                          capture_output=True, text=True, timeout=timeout, env=environment, check=False)
+    return subprocess.run(
+        [sys.executable, "-P", "-W", "error", "-c", textwrap.dedent(script), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=environment,
+        check=False,
+    )
 
 
 def silent(script: str, *arguments: object, timeout: float = 120.0) -> None:

@@ -33,13 +33,24 @@ def halves(seed: int) -> Halves:
     """A and B of each target: A (rank, n_in), B (n_out, rank)."""
     rng = np.random.default_rng(seed)
     return {
-        name: (rng.normal(0, 0.3, (RANK, n_in)).astype(np.float32), rng.normal(0, 0.3, (n_out, RANK)).astype(np.float32))
+        name: (
+            rng.normal(0, 0.3, (RANK, n_in)).astype(np.float32),
+            rng.normal(0, 0.3, (n_out, RANK)).astype(np.float32),
+        )
         for name, (n_in, n_out) in TARGETS.items()
     }
 
 
-def write_adapter(path: Path, pairs: Halves, *, arch: str = "llama", keys: Callable[[gguf.GGUFWriter], None] | None = None,
-                  general_type: str | None = "adapter", adapter_type: str | None = "lora", alpha: float | None = ALPHA) -> Path:  # fmt: skip
+def write_adapter(
+    path: Path,
+    pairs: Halves,
+    *,
+    arch: str = "llama",
+    keys: Callable[[gguf.GGUFWriter], None] | None = None,
+    general_type: str | None = "adapter",
+    adapter_type: str | None = "lora",
+    alpha: float | None = ALPHA,
+) -> Path:
     writer = gguf.GGUFWriter(path, arch)
     if general_type is not None:
         writer.add_string("general.type", general_type)
@@ -87,14 +98,19 @@ def model() -> Iterator[ll.Model]:
 
 
 @pytest.mark.parametrize(("alpha", "factor"), [(ALPHA, ALPHA / RANK), (None, 1.0)])
-def test_an_adapter_is_the_product_of_its_halves(model: ll.Model, tmp_path: Path, alpha: float | None, factor: float) -> None:
+def test_an_adapter_is_the_product_of_its_halves(
+    model: ll.Model, tmp_path: Path, alpha: float | None, factor: float
+) -> None:
     scale = 0.7
     first, second = halves(1), halves(2)
     changes = {name: scale * factor * (first[name][1] @ first[name][0]) - factor * (second[name][1] @ second[name][0])
                for name in TARGETS}  # fmt: skip
     with ll.Model(write_merged(tmp_path / "merged.gguf", changes)) as merged, context(merged) as ctx:
         expected = logits(ctx)
-    adapters = [ll.LoraAdapter(model, write_adapter(tmp_path / f"{i}.gguf", pairs, alpha=alpha)) for i, pairs in enumerate((first, second))]
+    adapters = [
+        ll.LoraAdapter(model, write_adapter(tmp_path / f"{i}.gguf", pairs, alpha=alpha))
+        for i, pairs in enumerate((first, second))
+    ]
     with context(model) as ctx:
         plain = logits(ctx)
         ctx.set_adapters_lora(adapters, [scale, -1.0])
@@ -121,7 +137,10 @@ def test_an_embedding_can_be_adapted(model: ll.Model, tmp_path: Path) -> None:
     a = rng.normal(0, 0.3, (N_VOCAB, RANK)).astype(np.float32)  # looked up by token
     b = rng.normal(0, 0.3, (N_EMBD, RANK)).astype(np.float32)
     path = write_adapter(tmp_path / "embedding.gguf", {"token_embd.weight": (a, b)}, alpha=None)
-    with ll.Model(write_merged(tmp_path / "merged.gguf", {"token_embd.weight": a @ b.T})) as merged, context(merged) as ctx:
+    with (
+        ll.Model(write_merged(tmp_path / "merged.gguf", {"token_embd.weight": a @ b.T})) as merged,
+        context(merged) as ctx,
+    ):
         expected = logits(ctx)
     with context(model) as ctx:
         ctx.set_adapters_lora([ll.LoraAdapter(model, path)])
@@ -138,7 +157,9 @@ def test_metadata(model: ll.Model, tmp_path: Path) -> None:
         assert adapter.metadata["general.type"] == "adapter"
         assert adapter.metadata["adapter.lora.alpha"] == "8.000000"
         assert adapter.alora_invocation_tokens == []
-    described = write_adapter(tmp_path / "b.gguf", halves(1), keys=lambda w: w.add_string("general.description", "grüße " * 50))
+    described = write_adapter(
+        tmp_path / "b.gguf", halves(1), keys=lambda w: w.add_string("general.description", "grüße " * 50)
+    )
     with ll.LoraAdapter(model, described) as adapter:
         assert adapter.metadata["general.description"] == "grüße " * 50
         assert adapter.meta_val_str("general.description") == "grüße " * 50
@@ -147,7 +168,9 @@ def test_metadata(model: ll.Model, tmp_path: Path) -> None:
 
 def test_invocation_tokens(model: ll.Model, tmp_path: Path) -> None:
     def keys(writer: gguf.GGUFWriter) -> None:
-        writer.add_key_value("adapter.alora.invocation_tokens", [5, 6, 7], gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.UINT32)
+        writer.add_key_value(
+            "adapter.alora.invocation_tokens", [5, 6, 7], gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.UINT32
+        )
 
     with ll.LoraAdapter(model, write_adapter(tmp_path / "a.gguf", halves(1), keys=keys)) as adapter:
         assert adapter.alora_invocation_tokens == [5, 6, 7]
@@ -165,7 +188,7 @@ def test_any_order_of_closing(model: ll.Model, tmp_path: Path) -> None:
     adapter.close()
     assert ll.live_handles()["adapters"] == 1
     np.testing.assert_array_equal(logits(ctx), expected)
-    with pytest.raises(Closed, match="adapter .* is closed"):
+    with pytest.raises(Closed, match=r"adapter .* is closed"):
         ctx.set_adapters_lora([adapter])
     ctx.set_adapters_lora([])
     gc.collect()
@@ -212,9 +235,18 @@ def _add_expert_dimension(pairs: Halves) -> Halves:
         ({"adapter_type": "ia3"}, "expect adapter.type to be 'lora'"),
         ({"arch": "gemma3"}, "arch mismatch"),
         ({"arch": "no such"}, "arch mismatch"),
-        ({"general_type": None, "keys": lambda w: w.add_uint32("general.type", 1)}, "general.type is of type u32, not str"),
-        ({"adapter_type": None, "keys": lambda w: w.add_float32("adapter.type", 1)}, "adapter.type is of type f32, not str"),
-        ({"alpha": None, "keys": lambda w: w.add_string("adapter.lora.alpha", "8")}, "adapter.lora.alpha is of type str, not f32"),
+        (
+            {"general_type": None, "keys": lambda w: w.add_uint32("general.type", 1)},
+            "general.type is of type u32, not str",
+        ),
+        (
+            {"adapter_type": None, "keys": lambda w: w.add_float32("adapter.type", 1)},
+            "adapter.type is of type f32, not str",
+        ),
+        (
+            {"alpha": None, "keys": lambda w: w.add_string("adapter.lora.alpha", "8")},
+            "adapter.lora.alpha is of type str, not f32",
+        ),
         ({"keys": lambda w: w.add_string("adapter.alora.invocation_tokens", "1")}, "invalid gguf type"),
     ],
 )
@@ -231,7 +263,10 @@ def test_files_that_are_no_adapter(model: ll.Model, tmp_path: Path, change: dict
         ({"no.such.weight": halves(1)["output.weight"]}, "does not exist in base model"),
         ({"output.weight": halves(1)["blk.2.ffn_down.weight"]}, "incorrect shape"),
         (_add_expert_dimension(halves(1)), "holds 2 matrices"),
-        ({"output.weight": tuple(np.ones(h.shape, dtype=np.int32) for h in halves(1)["output.weight"])}, "no matrix product"),
+        (
+            {"output.weight": tuple(np.ones(h.shape, dtype=np.int32) for h in halves(1)["output.weight"])},
+            "no matrix product",
+        ),
         ({"token_embd.weight": (np.ones((N_VOCAB, 4), np.float32), np.ones((N_EMBD, 8), np.float32))}, "ranks 4 and 8"),
     ],
 )
@@ -260,7 +295,7 @@ def test_missing_truncated_and_foreign_files(model: ll.Model, tmp_path: Path) ->
             ll.LoraAdapter(model, cut)
     with pytest.raises(LoadFailed, match="No such file"):
         ll.LoraAdapter(model, tmp_path / "none.gguf")
-    with pytest.raises(LoadFailed, match="expect general.type to be 'adapter'"):
+    with pytest.raises(LoadFailed, match=r"expect general.type to be 'adapter'"):
         ll.LoraAdapter(model, tiny("llama"))
     with ll.Model(tiny("llama"), vocab_only=True) as vocab_only, pytest.raises(InvalidArgument, match="vocab_only"):
         ll.LoraAdapter(vocab_only, path)
@@ -321,7 +356,9 @@ def test_a_control_vector_is_added_to_a_layer(model: ll.Model, tmp_path: Path) -
         ((0, N_EMBD), (1, 1), "the control vector is empty"),
     ],
 )
-def test_control_vectors_that_do_not_fit(model: ll.Model, shape: tuple[int, int], layers: tuple[int, int | None], message: str) -> None:
+def test_control_vectors_that_do_not_fit(
+    model: ll.Model, shape: tuple[int, int], layers: tuple[int, int | None], message: str
+) -> None:
     with context(model) as ctx:
         plain = logits(ctx)
         with pytest.raises(InvalidArgument, match=message):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -25,7 +23,10 @@ TOOLS = [{"type": "function", "function": {
     "name": "get_weather", "description": "Weather of a city",
     "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}}}]  # fmt: skip
 
-PLAIN = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}[assistant] {% endif %}"
+PLAIN = (
+    "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}[assistant] {% endif %}"
+)
 
 
 def plain(messages: list[dict[str, str]], open_answer: bool) -> str:
@@ -53,7 +54,9 @@ def test_the_default_is_the_models_own_or_chatml(nano: ll.Model) -> None:
 
 
 def test_variables_reach_the_template(nano: ll.Model) -> None:
-    templates = chat.ChatTemplates(nano, "{{ date }}|{{ n + 1 }}|{{ 'yes' if enable_thinking else 'no' }}|{{ messages[0].content }}")
+    templates = chat.ChatTemplates(
+        nano, "{{ date }}|{{ n + 1 }}|{{ 'yes' if enable_thinking else 'no' }}|{{ messages[0].content }}"
+    )
     prompt = templates.apply(MESSAGES[1:2], date="today", n=41, enable_thinking=False)
     assert prompt.prompt == "today|42|no|Hi"
     assert "date" in templates.source()
@@ -90,6 +93,27 @@ def test_templates_with_errors(nano: ll.Model, template: str, message: str) -> N
         chat.apply_template(nano, MESSAGES, template=template)
     assert message in str(caught.value)
     assert str(caught.value) != "std::exception"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ 1" + "+1" * 20_000 + " }}",
+        "{{ 'a'" + "|trim" * 10_000 + " }}",
+        "{{ messages" + ".a" * 20_000 + " }}",
+        "{{ " + "not " * 10_000 + "1 }}",
+        "{{ " + "(" * 10_000 + "1" + ")" * 10_000 + " }}",
+        "{% if 1 %}" * 3_000 + "{% endif %}" * 3_000,
+    ],
+    ids=["sum", "filters", "attributes", "not", "parentheses", "if"],
+)
+def test_templates_nested_deeply(nano: ll.Model, template: str) -> None:
+    chat.apply_template(nano, MESSAGES, template=template)
+
+
+def test_templates_that_are_too_long(nano: ll.Model) -> None:
+    with pytest.raises(InvalidArgument, match="131073 bytes"):
+        chat.apply_template(nano, MESSAGES, template="x" * (128 * 1024 + 1))
 
 
 @pytest.mark.parametrize(
@@ -160,13 +184,20 @@ def _admits(vocab: ll.Vocab, text: str, answer: str) -> bool:
         ({"type": "array", "items": {"type": "boolean"}, "minItems": 1}, ["[true]", "[true, false]"], ["[]", "[1]"]),
         ({"type": "string", "pattern": "^a+b$"}, ['"ab"', '"aaab"'], ['"b"', '"abb"']),
         (
-            {"$defs": {"leaf": {"type": "null"}}, "type": "object", "properties": {"a": {"$ref": "#/$defs/leaf"}}, "required": ["a"]},
+            {
+                "$defs": {"leaf": {"type": "null"}},
+                "type": "object",
+                "properties": {"a": {"$ref": "#/$defs/leaf"}},
+                "required": ["a"],
+            },
             ['{"a": null}'],
             ['{"a": 1}', "{}"],
         ),
     ],
 )  # fmt: skip
-def test_a_grammar_admits_what_its_schema_admits(nano: ll.Model, schema: dict[str, Any], fits: list[str], misfits: list[str]) -> None:
+def test_a_grammar_admits_what_its_schema_admits(
+    nano: ll.Model, schema: dict[str, Any], fits: list[str], misfits: list[str]
+) -> None:
     text = grammar.from_json_schema(schema)
     assert text == grammar.from_json_schema(json.dumps(schema))
     for answer in fits:
@@ -196,5 +227,3 @@ RECURSIVE = {
     "blocks": lambda n: "{% if true %}" * n + "x" + "{% endif %}" * n,
     "values": lambda n: "{% set a = [] %}" + "{% set a = [a] %}" * n + "{{ a }}",
 }
-
-

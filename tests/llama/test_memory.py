@@ -125,7 +125,7 @@ def test_the_ring_goes_back_over_what_it_stored(
     ctx, twin = new_context(model(name), **parameters), new_context(model(name), **parameters)
     text = tokens(sum(batches))
     for start, n in zip(np.cumsum([0, *batches[:-1]]).tolist(), batches, strict=True):
-        feed(ctx, (0, start, text[start:start + n]))
+        feed(ctx, (0, start, text[start : start + n]))
     end = len(text) - n_back
     expected = ("trim" if end == 0 else "ring") if possible else None
     assert ctx.memory.can_rollback(0, n_back) == expected
@@ -377,7 +377,7 @@ def test_a_large_batch_of_several_sequences_keeps_its_windows(
     with pytest.raises(InvalidBatch, match="1200 tokens of several sequences"):
         feed(ctx, *((seq, 50, text[50:]) for seq, text in texts.items()))
     for start in range(50, 450, 40):
-        parts = [(seq, start, text[start:start + 40]) for seq, text in texts.items()]
+        parts = [(seq, start, text[start : start + 40]) for seq, text in texts.items()]
         rows, expected = feed(ctx, *parts), feed(twin, *parts)
         assert max(distance(*pair) for pair in zip(rows, expected, strict=True)) < TOLERANCE
 

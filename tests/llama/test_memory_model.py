@@ -23,8 +23,14 @@ N_SEQ = 4
 RING = 3
 # f32 caches and no flash attention (which rounds to f16): only the order of additions moves a logit, by under 1e-4.
 CONTEXT: dict[str, Any] = {
-    "n_ctx": 512, "n_batch": 64, "n_ubatch": 32, "n_seq_max": N_SEQ, "n_threads": 1,
-    "type_k": "f32", "type_v": "f32", "flash_attn": "off",
+    "n_ctx": 512,
+    "n_batch": 64,
+    "n_ubatch": 32,
+    "n_seq_max": N_SEQ,
+    "n_threads": 1,
+    "type_k": "f32",
+    "type_v": "f32",
+    "flash_attn": "off",
 }
 TOLERANCE = 1e-3
 N_EXAMPLES = 1000 if os.environ.get("LLOYAL_TEST_FULL") else 15
@@ -84,7 +90,7 @@ class Twin:
                 assert self.ctx.memory.provenance(seq) == before
             return
         self.ctx.memory.seq_rm(seq, len(self.held[seq]) - n, -1)
-        del self.held[seq][len(self.held[seq]) - n:]
+        del self.held[seq][len(self.held[seq]) - n :]
 
     def fork(self, src: int, dst: int) -> None:
         if src == dst or not self.held[src]:
@@ -127,7 +133,7 @@ class Twin:
                     held.append(token)
                 reader.memory.clear()
                 for start in range(0, len(held), CONTEXT["n_batch"]):
-                    [expected] = feed(reader, (0, start, held[start:start + CONTEXT["n_batch"]]))
+                    [expected] = feed(reader, (0, start, held[start : start + CONTEXT["n_batch"]]))
                 off = distance(got, expected)
                 assert off < TOLERANCE, f"sequence {seq} is off by {off}"
 

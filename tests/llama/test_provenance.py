@@ -133,13 +133,17 @@ class Run:
         self.ctx.memory.seq_keep(seq)
         self.model.rows = {one: rows if one == seq else {} for one, rows in self.model.rows.items()}
 
-    def change_positions(self, seq: int, p0: int, p1: int, call: Callable[[], None], where: Callable[[int], int],
-                         changes: bool) -> None:
+    def change_positions(
+        self, seq: int, p0: int, p1: int, call: Callable[[], None], where: Callable[[int], int], changes: bool
+    ) -> None:
         moved = self.model.within(seq, p0, p1)
         rest = {pos: row for pos, row in self.model.rows[seq].items() if pos not in moved}
         target = {where(pos) for pos in moved}
-        allowed = not changes or not moved or (
-            min(target) >= 0 and not target & set(rest) and not self.model.shares_cells(seq, moved))
+        allowed = (
+            not changes
+            or not moved
+            or (min(target) >= 0 and not target & set(rest) and not self.model.shares_cells(seq, moved))
+        )
         if not allowed:
             with pytest.raises((InvalidArgument, Unsupported)):
                 call()
@@ -149,12 +153,14 @@ class Run:
             self.model.rows[seq] = rest | {pos: self.model.new_row() for pos in target}
 
     def seq_add(self, seq: int, p0: int, p1: int, delta: int) -> None:
-        self.change_positions(seq, p0, p1, lambda: self.ctx.memory.seq_add(seq, p0, p1, delta),
-                              lambda pos: pos + delta, delta != 0)
+        self.change_positions(
+            seq, p0, p1, lambda: self.ctx.memory.seq_add(seq, p0, p1, delta), lambda pos: pos + delta, delta != 0
+        )
 
     def seq_div(self, seq: int, p0: int, p1: int, d: int) -> None:
-        self.change_positions(seq, p0, p1, lambda: self.ctx.memory.seq_div(seq, p0, p1, d),
-                              lambda pos: pos // d, d != 1)
+        self.change_positions(
+            seq, p0, p1, lambda: self.ctx.memory.seq_div(seq, p0, p1, d), lambda pos: pos // d, d != 1
+        )
 
     def clear(self) -> None:
         self.ctx.memory.clear()

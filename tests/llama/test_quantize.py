@@ -47,7 +47,9 @@ def source_of_256(path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("ftype", "kind"), [("q8_0", Type.Q8_0), ("q4_0", Type.Q4_0), ("Q5_1", Type.Q5_1), ("f16", Type.F16)])
+@pytest.mark.parametrize(
+    ("ftype", "kind"), [("q8_0", Type.Q8_0), ("q4_0", Type.Q4_0), ("Q5_1", Type.Q5_1), ("f16", Type.F16)]
+)
 def test_the_values_are_those_of_the_gguf_package(tmp_path: Path, ftype: str, kind: Type) -> None:
     target = tmp_path / "out.gguf"
     assert ll.quantize(tiny(SOURCE), target, ftype, pure=True, n_threads=2) == [str(target)]
@@ -84,7 +86,8 @@ def test_named_types_and_metadata(tmp_path: Path) -> None:
     target = tmp_path / "out.gguf"
     ll.quantize(
         tiny(SOURCE), target, "q8_0", output_tensor_type="f16", token_embedding_type="BF16",
-        tensor_types={r"blk\.1\..*ffn_up": "q4_0"}, kv_overrides={"general.name": "renamed", "my.flag": True, "my.size": 7},
+        tensor_types={r"blk\.1\..*ffn_up": "q4_0"},
+        kv_overrides={"general.name": "renamed", "my.flag": True, "my.size": 7},
     )  # fmt: skip
     kinds = {name: tensor.tensor_type for name, tensor in tensors(target).items()}
     assert kinds["output.weight"] == Type.F16

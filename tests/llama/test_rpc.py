@@ -125,13 +125,15 @@ def test_a_server_that_restarts_serves_the_same_device_object() -> None:
 def test_several_devices_of_one_server() -> None:
     with server(n_devices=2) as endpoint:
         devices = ll.rpc_device(endpoint)
-        assert len(devices) == 2 and devices[0] != devices[1]
+        assert len(set(devices)) == 2
         with ll.Model(tiny("llama"), devices=devices) as model, context(model) as ctx:
             decode(ctx, TOKENS[:10], 0)
             assert sum(use.context > 0 for use in ctx.memory_breakdown()) == 2
 
 
-@pytest.mark.parametrize("endpoint", ["", "50052", "127.0.0.1", ":50052", "127.0.0.1:0", "127.0.0.1:65536", "[::1]:50052", "a:b"])
+@pytest.mark.parametrize(
+    "endpoint", ["", "50052", "127.0.0.1", ":50052", "127.0.0.1:0", "127.0.0.1:65536", "[::1]:50052", "a:b"]
+)
 def test_an_endpoint_is_host_and_port(endpoint: str) -> None:
     with pytest.raises(InvalidArgument, match="endpoint="):
         ll.rpc_device(endpoint)
@@ -219,6 +221,6 @@ def test_serve_refuses_what_cannot_be(tmp_path: Path) -> None:
 
 def test_serving_beyond_loopback_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
     # 192.0.2.0/24 is reserved for documentation: nothing can listen there
-    with pytest.raises(LoadFailed, match="cannot listen on 192.0.2.1:50052"):
+    with pytest.raises(LoadFailed, match=r"cannot listen on 192.0.2.1:50052"):
         ll.rpc_serve("192.0.2.1:50052")
     assert "never expose it to an open network" in caplog.text

@@ -51,8 +51,17 @@ MEMORY_CLASSES: dict[str, tuple[str, list[str]]] = {
 
 # Architectures whose recurrent states llama.cpp can keep in a rollback ring.
 RING = {
-    "bailingmoe3-moe", "deepseek4-moe", "glm5-next-moe", "kimi-k3-moe", "lfm2-dense", "lfm2moe-moe", "nemotron_h-dense",
-    "nemotron_h_moe-dense", "qwen35-dense", "qwen35moe-moe", "qwen4exp-moe",
+    "bailingmoe3-moe",
+    "deepseek4-moe",
+    "glm5-next-moe",
+    "kimi-k3-moe",
+    "lfm2-dense",
+    "lfm2moe-moe",
+    "nemotron_h-dense",
+    "nemotron_h_moe-dense",
+    "qwen35-dense",
+    "qwen35moe-moe",
+    "qwen4exp-moe",
 }
 
 # llama4 attends in chunks of 8192 positions, smallthinker in a window of 4096.
@@ -91,15 +100,27 @@ class Architecture:
 
 ARCHITECTURES = {
     name: Architecture(name, memory_class, kind)
-    for memory_class, (kind, names) in MEMORY_CLASSES.items() for name in names
+    for memory_class, (kind, names) in MEMORY_CLASSES.items()
+    for name in names
 }
 
 FULL = bool(os.environ.get("LLOYAL_TEST_FULL"))
 
 # One of every class, with and without a ring, a mixture of experts and M-RoPE among them.
 SAMPLE = (
-    "deepseek2-moe", "deepseek32-moe", "deepseek4-moe", "dots3note-moe", "falcon-h1-dense", "gemma3-dense",
-    "lfm2-dense", "llada-dense", "llama-dense", "mamba2-dense", "minimax-m3-moe", "qwen35-dense", "qwen4exp-moe",
+    "deepseek2-moe",
+    "deepseek32-moe",
+    "deepseek4-moe",
+    "dots3note-moe",
+    "falcon-h1-dense",
+    "gemma3-dense",
+    "lfm2-dense",
+    "llada-dense",
+    "llama-dense",
+    "mamba2-dense",
+    "minimax-m3-moe",
+    "qwen35-dense",
+    "qwen4exp-moe",
 )
 
 

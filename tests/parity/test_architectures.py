@@ -23,7 +23,12 @@ from tests.parity.architectures import ARCHITECTURES, FULL, Architecture, chosen
 
 RING = 4
 CONTEXT: dict[str, Any] = {
-    "n_ctx": 1024, "n_batch": 64, "n_ubatch": 64, "n_seq_max": 4, "n_rs_seq": RING, "n_threads": 1,
+    "n_ctx": 1024,
+    "n_batch": 64,
+    "n_ubatch": 64,
+    "n_seq_max": 4,
+    "n_rs_seq": RING,
+    "n_threads": 1,
 }
 # Without rounding to f16 batches of different shapes can be compared: f32 caches, no flash attention.
 EXACT: dict[str, Any] = {"type_k": "f32", "type_v": "f32", "flash_attn": "off"}
@@ -124,13 +129,13 @@ def test_can_rollback_is_true(arch: Architecture, contexts: Contexts, tolerance:
         state = ctx.state_seq_get_data_ext(0)
         if n_back <= len(DRAFT):
             # A twin that ran the same batches with other tokens in place of those taken back: no trace is left of them.
-            twin = read(contexts(**EXACT), DRAFT[:end - len(PROMPT)] + tokens(n_back, seed=3))
+            twin = read(contexts(**EXACT), DRAFT[: end - len(PROMPT)] + tokens(n_back, seed=3))
             twin.memory.seq_rm(0, end, -1)
             assert twin.state_seq_get_data_ext(0) == state
         # A twin that never read them.
         twin = contexts(**EXACT)
         if n_back <= len(DRAFT):
-            read(twin, DRAFT[:end - len(PROMPT)])
+            read(twin, DRAFT[: end - len(PROMPT)])
             if n_back == len(DRAFT):
                 assert twin.state_seq_get_data_ext(0) == state
         else:
@@ -143,7 +148,7 @@ def test_rollback_behind_a_wrapped_window(arch: Architecture, contexts: Contexts
     text = tokens(400, seed=5)
 
     def read_on(ctx: lloyal.Context, end: int) -> lloyal.Context:
-        feed_in_batches(ctx, 0, text[:min(end, 396)], 44)
+        feed_in_batches(ctx, 0, text[: min(end, 396)], 44)
         if end > 396:
             feed(ctx, (0, 396, text[396:end]))
         return ctx

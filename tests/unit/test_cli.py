@@ -163,10 +163,14 @@ def test_demo_finds_the_continuations_identical(toured):
     for result in toured["models"]:
         by_seed: dict[int, set[str]] = {}
         for way in result["continuations"]:
-            by_seed.setdefault(way["seed"], set()).add(way["text"])
+            if "seed" in way:
+                by_seed.setdefault(way["seed"], set()).add(way["text"])
         assert [len(texts) for texts in by_seed.values()] == [1, 1]
         assert len(set.union(*by_seed.values())) == 2
         assert {way["seq_id"] for way in result["continuations"]} == {0, 1}
+        # Sixteen checkpoints of attention share their rows; each of the hybrid's has a recurrent row of its own.
+        assert sum(way.get("n_checkpoints", 0) for way in result["continuations"]) == demo.N_CHECKPOINTS
+        assert 1.0 <= result["checkpoint_states"] < demo.N_CHECKPOINTS
 
 
 def test_demo_measures(toured):
@@ -187,7 +191,7 @@ def test_demo_fits_a_terminal():
     assert (result.exit_code, result.stderr) == (0, "")
     lines = result.stdout.splitlines()
     assert max(map(len, lines)) <= 80
-    assert sum("identical  " in line for line in lines) == 4 * len(demo.MODELS)
+    assert sum("identical  " in line for line in lines) == 5 * len(demo.MODELS)
 
 
 def test_demo_notices_a_difference(monkeypatch):

@@ -34,8 +34,10 @@ def main() -> int:
     run(command + (["-a", arguments.arch] if arguments.arch else []))
     made = sorted(set(arguments.folder.glob("*.gguf")) - before)
     if not made:
-        raise SystemExit(f"--arch {arguments.arch!r} matches no architecture that the generator writes (or the files "
-                         f"were in {arguments.folder} before)")
+        raise SystemExit(
+            f"--arch {arguments.arch!r} matches no architecture that the generator writes (or the files "
+            f"were in {arguments.folder} before)"
+        )
     for path in made:
         if not arguments.as_generated:
             rescale(path)

@@ -53,8 +53,17 @@ def program(name: str) -> list[str]:
         raise SystemExit("cmake is missing: pip install cmake")
     with one_at_a_time(folder):
         if not (folder / "CMakeCache.txt").exists():
-            run([cmake, "-S", HERE, "-B", folder, f"-DLLOYAL_LLAMA_CPP_DIR={source_folder()}",
-                 f"-DLLOYAL_LIB_DIR={library_folder()}"])
+            run(
+                [
+                    cmake,
+                    "-S",
+                    HERE,
+                    "-B",
+                    folder,
+                    f"-DLLOYAL_LLAMA_CPP_DIR={source_folder()}",
+                    f"-DLLOYAL_LIB_DIR={library_folder()}",
+                ]
+            )
         run([cmake, "--build", folder])
     return [str(folder / name)]
 
