@@ -32,7 +32,6 @@ N_GENERATED = 32
 N_TIMED = 5
 N_CHECKPOINTS, N_BETWEEN = 16, 2
 SEED, OTHER_SEED = 1, 2
-GREEDY = Sampling(temperature=0)
 
 
 def tour(console: Console, *, n_tokens: int, n_threads: int) -> dict[str, Any]:
@@ -154,11 +153,14 @@ class _Guide:
             taken: list[tuple[Checkpoint, list[int], list[int]]] = []
             saves, restores = [], []
             pending = self.prompt[-1:]
-            while pending and len(taken) < N_CHECKPOINTS:
+            vocab = self.ctx.model.vocab
+            ends = {token: -1e9 for token in range(len(vocab)) if vocab.is_eog(token)}
+            greedy = Sampling(temperature=0, logit_bias=ends)
+            while len(taken) < N_CHECKPOINTS:
                 began = time.perf_counter()
                 checkpoint = self.ctx.checkpoint(0, where="device")
                 saves.append(time.perf_counter() - began)
-                tokens = generate(self.ctx, pending, max_tokens=N_BETWEEN, sampling=GREEDY).tokens
+                tokens = list(generate(self.ctx, pending, max_tokens=N_BETWEEN, sampling=greedy))
                 taken.append((checkpoint, pending, tokens))
                 pending = tokens[-1:]
             way["nbytes"] = self.ctx.checkpoints.nbytes
@@ -168,7 +170,7 @@ class _Guide:
                 began = time.perf_counter()
                 checkpoint.restore(1)
                 restores.append(time.perf_counter() - began)
-                again = generate(self.ctx, pending, max_tokens=N_BETWEEN, sampling=GREEDY, seq_id=1).tokens
+                again = list(generate(self.ctx, pending, max_tokens=N_BETWEEN, sampling=greedy, seq_id=1))
                 way["identical"] = way["identical"] and again == tokens
             one = taken[0][0].nbytes
             self.ctx.checkpoints.release_all()

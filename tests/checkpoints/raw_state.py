@@ -42,6 +42,11 @@ class Cache:
     layers_header: bytes
     tensors: list[Tensor]
 
+    def permuted(self, rng: np.random.Generator) -> Cache:
+        rows = rng.permutation(len(self.positions))
+        tensors = [Tensor(tensor.header, tensor.data[:, rows]) for tensor in self.tensors]
+        return dataclasses.replace(self, positions=self.positions[rows], ext=self.ext[rows], tensors=tensors)
+
     def encode(self) -> bytes:
         parts = [struct.pack("<I", self.n_stream)]
         for stream in range(self.n_stream):
@@ -68,6 +73,10 @@ class RawState:
     def encode(self) -> bytes:
         """A blob for `state_seq_set_data_ext`."""
         return struct.pack("<Ii", MAGIC, 0) + b"".join(cache.encode() for cache in self.caches) + self.recurrent
+
+    def permuted(self, rng: np.random.Generator) -> RawState:
+        """The same rows in a random order: llama.cpp puts them into its cells as they come."""
+        return RawState([cache.permuted(rng) for cache in self.caches], self.recurrent)
 
 
 def parse(blob: bytes, kind: str, mrope: bool = False) -> RawState:
