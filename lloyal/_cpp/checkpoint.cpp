@@ -640,8 +640,8 @@ struct Restore {
         }
     }
 
-    bool reads_anything() const {
-        return ck.recurrent || std::any_of(reads.begin(), reads.end(), [](const KvRead & r) { return !r.rows.empty(); });
+    bool reads_rows() const {
+        return std::any_of(reads.begin(), reads.end(), [](const KvRead & read) { return !read.rows.empty(); });
     }
 
     bool fits(bool giving_up_dest) const {
@@ -666,13 +666,23 @@ struct Restore {
             layout.cache->state_read(reader, seq, 0);
             copy_rows(copies, reader, layout.tensors(seq), uint32_t(read.rows.size()), read.segments);
         }
+        script_state(seq, copies);
+        copies.run(*box.ptr);
+    }
+
+    void read_state_into(SeqId seq) {
+        CopyList copies;
+        script_state(seq, copies);
+        copies.run(*box.ptr);
+    }
+
+    void script_state(SeqId seq, CopyList & copies) {
         if (ck.recurrent) {
             ScriptedReader reader;
             reader.script = ck.recurrent->meta;
             box.map.recurrent->state_read(reader, seq, 0);
             copy_blob(copies, reader, *ck.recurrent);
         }
-        copies.run(*box.ptr);
     }
 
     // Make `dest` what the checkpoint was, from the shared rows and what `spare` holds. Nothing here can fail.
@@ -725,7 +735,7 @@ Status restore_parts(Restore & restore) {
     const SeqId dest = restore.dest;
     restore.find_shared();
     restore.plan(true);
-    if (!restore.reads_anything()) {
+    if (!restore.ck.recurrent && !restore.reads_rows()) {
         restore.swap_in(-1);
         restore.finish();
         return {};
@@ -742,7 +752,25 @@ Status restore_parts(Restore & restore) {
         restore.finish();
         return {};
     }
-    // No room beside the destination: everything goes straight into it.
+    const auto read_or_empty = [&](auto && read) -> Status {
+        try {
+            read();
+            return {};
+        } catch (const std::exception & e) {
+            const Status status = restore_failed(dest, e);
+            forget_sequence(box, dest);
+            return status;
+        }
+    };
+    // No room beside the destination: everything that has to be read goes straight into it.
+    if (!restore.reads_rows()) {
+        if (Status status = read_or_empty([&] { restore.read_state_into(dest); }); !status.ok()) {
+            return status;
+        }
+        restore.swap_in(-1);
+        restore.finish();
+        return {};
+    }
     restore.source = -1;
     restore.shared_end = 0;
     restore.plan(false);
@@ -751,11 +779,7 @@ Status restore_parts(Restore & restore) {
                       text("the state has ", restore.ck.rows.size(), " rows, and there are too few free cells even without "
                            "what sequence ", dest, " holds: free another sequence, or raise n_ctx"));
     }
-    try {
-        restore.read_into(dest);
-    } catch (const std::exception & e) {
-        const Status status = restore_failed(dest, e);
-        forget_sequence(box, dest);
+    if (Status status = read_or_empty([&] { restore.read_into(dest); }); !status.ok()) {
         return status;
     }
     if (restore.ck.partial) {
