@@ -1,6 +1,6 @@
 """What a call costs: the token loop against a C++ twin, taking logits, filling a batch.
 
-    python -P benchmarks/bench_call.py [--model FILE] [--llama-bench PROGRAM]
+    python benchmarks/bench_call.py [--model FILE] [--llama-bench PROGRAM]
 
 Without --model it generates llama.cpp's own 4.5 MiB test model (tools/archs). The loop is: pick the largest logit, decode
 it, one thread. Both sides run in turns and must give the same tokens.
@@ -12,10 +12,11 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from twins import ROOT, Library, Twin, arguments
+from twins import ROOT, Library, arguments
 
 import lloyal
 from lloyal.bench import Timing, alternate, ratio, timed
@@ -29,14 +30,14 @@ def main() -> int:
     parser = arguments(__doc__)
     parser.add_argument("--model", type=Path)
     parser.add_argument("--llama-bench", type=Path, help="upstream's program, to show its tg beside the loop")
-    parser.add_argument("--rounds", type=int, default=41)
-    parser.add_argument("--tokens", "-n", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=801)
+    parser.add_argument("--tokens", "-n", type=int, default=16, help="of one round")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = options.model or generated_model(Path(folder))
-        figures = measure(path, Library(options.twins), options.rounds, options.tokens)
+        figures = measure(path, Library(options.twins, thread_time=options.thread_time), options.rounds, options.tokens)
         if options.llama_bench:
-            figures["llama_bench_tokens_per_second"] = llama_bench(options.llama_bench, path, options.tokens)
+            figures["llama_bench_tokens_per_second"] = llama_bench(options.llama_bench, path)
     report(figures)
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2) + "\n")
@@ -54,13 +55,16 @@ def measure(path: Path, library: Library, rounds: int, n: int) -> dict[str, obje
     with lloyal.Model(path) as model, lloyal.Context(
         model, n_ctx=N_CTX, n_batch=512, n_ubatch=512, n_seq_max=1, n_threads=1
     ) as ctx:
-        loop = alternate({"python": lambda: python_loop(ctx, n)[0], "c++": lambda: twin.generate(PROMPT, n)[0]}, rounds)
-        tokens, expected = python_loop(ctx, n)[1], twin.generate(PROMPT, n)[1]
+        def python() -> float:
+            return python_loop(ctx, n, library.clock)[0]
+
+        loop = alternate({"python": python, "c++": lambda: twin.generate(PROMPT, n)[0]}, rounds)
+        tokens, expected = python_loop(ctx, n, library.clock)[1], twin.generate(PROMPT, n)[1]
         if tokens != expected:
             raise SystemExit(f"the two sides disagree: {tokens} and {expected}")
-        view = alternate({"view": lambda: take_views(ctx)}, rounds)["view"]
-        fill = alternate({"int32": lambda: fill_batch(np.int32), "int64": lambda: fill_batch(np.int64)}, rounds)
-    close(twin)
+        view = alternate({"view": lambda: take_views(ctx)}, 41)["view"]
+        fill = alternate({"int32": lambda: fill_batch(np.int32), "int64": lambda: fill_batch(np.int64)}, 41)
+    twin.close()
     return {
         "model_bytes": path.stat().st_size,
         "tokens": n,
@@ -72,11 +76,7 @@ def measure(path: Path, library: Library, rounds: int, n: int) -> dict[str, obje
     }
 
 
-def close(twin: Twin) -> None:
-    twin.close()
-
-
-def python_loop(ctx: lloyal.Context, n: int) -> tuple[float, list[int]]:
+def python_loop(ctx: lloyal.Context, n: int, clock: Callable[[], float]) -> tuple[float, list[int]]:
     """As `twin_generate`: seconds of the loop, and its tokens."""
     ctx.memory.clear()
     batch = lloyal.Batch()
@@ -93,7 +93,7 @@ def python_loop(ctx: lloyal.Context, n: int) -> tuple[float, list[int]]:
             ctx.decode(batch)
         ctx.synchronize()
 
-    return timed(loop), tokens
+    return timed(loop, clock), tokens
 
 
 def take_views(ctx: lloyal.Context, n: int = 1000) -> float:
@@ -114,8 +114,8 @@ def fill_batch(kind: type[np.integer]) -> float:
     return timed(lambda: batch.extend(tokens, 0, 0))
 
 
-def llama_bench(program: Path, path: Path, n: int) -> float:
-    command = [program, "-m", path, "-t", "1", "-p", "0", "-n", str(n), "-r", "20", "-o", "json"]
+def llama_bench(program: Path, path: Path) -> float:
+    command = [program, "-m", path, "-t", "1", "-p", "0", "-n", "32", "-r", "20", "-o", "json"]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return float(json.loads(done.stdout)[0]["avg_ts"])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes as ct
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BUILT = ROOT / "build" / "benchmarks" / "libtwins.so"
 
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
+    "use_thread_time": (None, ct.c_bool),
     "twin_open": (ct.c_void_p, ct.c_char_p, ct.c_uint32, ct.c_uint32, ct.c_uint32, ct.c_uint32, ct.c_bool),
     "twin_close": (None, ct.c_void_p),
     "twin_generate": (ct.c_int64, ct.c_void_p, ct.c_void_p, ct.c_int32, ct.c_int32, ct.c_void_p),
@@ -42,19 +44,23 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--twins", type=Path, default=BUILT, help="the built library (see benchmarks/README.md)")
     parser.add_argument("--json", type=Path, help="write every figure to this file")
+    parser.add_argument("--thread-time", action="store_true",
+                        help="count the processor time of this thread, not the wall: for machines that do other work too")
     return parser
 
 
 class Library:
-    """The functions of libtwins."""
+    """The functions of libtwins, and the clock for both sides."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, thread_time: bool = False) -> None:
         if not path.exists():
             raise SystemExit(f"{path} is missing: build it as benchmarks/README.md says, or name it with --twins")
         self.calls = ct.CDLL(str(path))
         for name, (result, *parameters) in _SIGNATURES.items():
             function = getattr(self.calls, name)
             function.restype, function.argtypes = result, parameters
+        self.calls.use_thread_time(thread_time)
+        self.clock = time.thread_time if thread_time else time.perf_counter
 
     def open(self, model: Path, *, n_ctx: int, n_batch: int = 512, n_ubatch: int = 512, n_seq_max: int = 1,
              flash_attn: bool = True) -> Twin:

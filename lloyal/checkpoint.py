@@ -107,6 +107,8 @@ class Checkpoint(native.CheckpointBase):
         -----
         Invalidates logits. Releases the GIL.
         """
+        if ctx is not None and ctx.model is not self.context.model:
+            _compare("fingerprint", self.context.fingerprint, ctx.fingerprint)
         self._restore_native(ctx or self.context, self.seq_id if seq_id is None else seq_id)
 
     @property

@@ -4,6 +4,10 @@
 #include <algorithm>
 #include <vector>
 
+TWIN_API void use_thread_time(bool on) {
+    clock_in_use = on ? CLOCK_THREAD_CPUTIME_ID : CLOCK_MONOTONIC;
+}
+
 TWIN_API void twin_close(Twin * twin) {
     const Quiet quiet;
     llama_free(twin->ctx);

@@ -3,8 +3,8 @@
 
 #include "llama.h"
 
-#include <chrono>
 #include <cstdint>
+#include <ctime>
 
 #define TWIN_API extern "C" __attribute__((visibility("default")))
 
@@ -28,12 +28,19 @@ class Quiet {
     void *            user_data_;
 };
 
+// What both sides are timed with: the wall, or the processor time of this thread, which other processes do not disturb.
+inline clockid_t clock_in_use = CLOCK_MONOTONIC;
+
 class Clock {
   public:
-    int64_t ns() const {
-        return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - start_).count();
-    }
+    int64_t ns() const { return now() - start_; }
 
   private:
-    std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+    static int64_t now() {
+        timespec t;
+        clock_gettime(clock_in_use, &t);
+        return int64_t(t.tv_sec) * 1'000'000'000 + t.tv_nsec;
+    }
+
+    int64_t start_ = now();
 };

@@ -523,7 +523,8 @@ bool take_parts(ContextBox & box, CheckpointStore & store, CheckpointBox & ck, S
         auto & index = (host ? store.host_chunks : store.device_chunks)[part.cache];
         const auto chunk = index->add(std::move(f.chunk));
         Runs none;
-        part.segments.clear();
+        // Still held: whoever else has these chunks may give them up meanwhile, on another thread or to the budget.
+        const std::vector<Segment> held = std::exchange(part.segments, {});
         index->find(part.rows, part.segments, none);
         if (!none.empty()) {
             throw std::runtime_error("a checkpoint lost rows it had just copied");

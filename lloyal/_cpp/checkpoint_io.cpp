@@ -111,11 +111,15 @@ Status layout_signature(ContextBox & box, std::vector<uint8_t> & out) noexcept {
             out.insert(out.end(), layout.header.begin(), layout.header.end());
         }
         if (store.whole_only) {
+            put(box.map.type_k);
+            put(box.map.type_v);
+            put(uint8_t(box.map.v_trans));
             for (llama_kv_cache * cache : box.map.caches) {
-                put(int32_t(cache->type_k()));
-                put(int32_t(cache->type_v()));
                 put(cache->get_n_stream());
-                put(uint64_t(cache->get_layer_ids().size()));
+                for (const uint32_t layer : cache->get_layer_ids()) {
+                    put(layer);
+                    put(cache->get_k_storage(int32_t(layer))->ne[0]);
+                }
             }
         }
         if (box.map.recurrent) {

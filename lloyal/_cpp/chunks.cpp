@@ -138,6 +138,11 @@ std::shared_ptr<const Chunk> ChunkIndex::add(std::unique_ptr<Chunk> owned) {
     uint32_t row = 0;
     for (const Run & run : raw->rows.list()) {
         const uint32_t n = uint32_t(run.end - run.begin);
+        // A chunk that another thread is freeing right now may still be listed, and would hide these rows.
+        const auto last = entries_.lower_bound({run.epoch, run.first + n});
+        for (auto at = entries_.lower_bound({run.epoch, run.first}); at != last;) {
+            at = at->second.chunk.expired() ? entries_.erase(at) : std::next(at);
+        }
         entries_.try_emplace({run.epoch, run.first}, Entry{run.first + n, row, chunk, raw});
         row += n;
     }

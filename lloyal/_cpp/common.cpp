@@ -3,6 +3,7 @@
 #include "big_stack.hpp"
 
 #include "chat.h"
+#include "common_guard.h"
 #include "json-schema-to-grammar.h"
 #include "json.h"
 #include "log.h"
@@ -44,11 +45,12 @@ const std::string & checked_depth(const std::string & json) {
     return json;
 }
 
-// A template is parsed, run and dropped recursively too: long chains of operators and filters are deep trees, and macros
-// may call themselves. Its own nesting is bounded by its length.
+// A template is parsed, run and dropped recursively too: long chains of operators and filters are deep trees, whose depth
+// is bounded by the length, and macros may call themselves. What is left at the limit is for unwinding.
 constexpr size_t MAX_TEMPLATE = 128 * 1024;
 constexpr size_t STACK_PER_BYTE = 8 * 1024;
-constexpr size_t STACK = 64 * 1024 * 1024;
+constexpr size_t STACK = 8 * 1024 * 1024;
+constexpr size_t RESERVE = 2 * 1024 * 1024;
 
 size_t template_stack(const std::string & source) {
     if (source.size() > MAX_TEMPLATE) {
@@ -56,6 +58,13 @@ size_t template_stack(const std::string & source) {
                                  std::to_string(MAX_TEMPLATE));
     }
     return STACK + source.size() * STACK_PER_BYTE;
+}
+
+template <typename F> void run_template(size_t stack, F && body) {
+    on_big_stack(stack, [&] { // a thread of its own: the limit ends with it
+        lloyal_template_stack(static_cast<const char *>(__builtin_frame_address(0)) - (stack - RESERVE));
+        body();
+    });
 }
 
 common_chat_tool_choice tool_choice(const std::string & name) {
@@ -79,7 +88,7 @@ ChatTemplates::ChatTemplates(ModelHandle model, const std::string & source)
     const char * own = llama_model_chat_template(model_->ptr, nullptr);
     const std::string text = !source.empty() ? source : own ? own : "";
     stack_ = template_stack(text);
-    on_big_stack(stack_, [&] {
+    run_template(stack_, [&] {
         if (!text.empty() && text != "chatml") {
             common_chat_template(text, "", "");
         }
@@ -120,7 +129,7 @@ Status ChatTemplates::apply(const ChatInputs & inputs, ChatPrompt & out) const n
         native.reasoning_format      = COMMON_REASONING_FORMAT_AUTO;
 
         common_chat_params params;
-        on_big_stack(stack_, [&] { params = common_chat_templates_apply(templates_.get(), native); });
+        run_template(stack_, [&] { params = common_chat_templates_apply(templates_.get(), native); });
         out.prompt             = std::move(params.prompt);
         out.generation_prompt  = std::move(params.generation_prompt);
         out.grammar            = std::move(params.grammar);

@@ -123,6 +123,8 @@ MemoryMap::MemoryMap(const llama_model & model, const llama_context & context, l
     }
     std::erase(caches, nullptr);
     // Every cache gets the types of the parameters; asking a cache for its V type crashes where it has none (MLA).
+    type_k = int32_t(params.type_k);
+    type_v = int32_t(params.type_v);
     quantized = !caches.empty() && (ggml_is_quantized(params.type_k) || ggml_is_quantized(params.type_v));
     // Quantized keys are rotated through a matrix that heads of other sizes do not have; other types abort in rope.
     const char * no_matrix = std::getenv("LLAMA_ATTN_ROT_DISABLE");

@@ -49,6 +49,8 @@ struct MemoryMap {
     bool     shared          = false; // borrows another context's memory: its own operations are silent no-ops
     bool     mrope           = false;
     bool     v_trans         = false; // no flash attention: V is stored transposed
+    int32_t  type_k          = -1;    // ggml types of the caches, by the parameters
+    int32_t  type_v          = -1;
     bool     quantized       = false; // K or V is a block type
     bool     keys_rotate     = false; // llama.cpp can rotate keys of this type when positions change
     uint32_t n_swa           = 0;

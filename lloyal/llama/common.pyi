@@ -22,7 +22,7 @@ def json_schema_to_grammar(schema: str) -> str:
 
     Notes
     -----
-    Releases the GIL.
+    Releases the GIL. What the grammar leaves open, such as a pattern that it cannot express, is a warning in the log.
     """
 
 def chat_builtin_templates() -> list[str]:

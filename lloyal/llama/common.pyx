@@ -8,6 +8,7 @@ from libcpp.vector cimport vector
 cimport lloyal._cpp.common as common
 cimport lloyal._cpp.core as core
 cimport lloyal.libllama.llama as c
+from lloyal.llama.backend cimport drain_logs, ensure_started
 from lloyal.llama.model cimport Model
 from lloyal.llama.status cimport check
 
@@ -36,14 +37,16 @@ def json_schema_to_grammar(schema: str) -> str:
 
     Notes
     -----
-    Releases the GIL.
+    Releases the GIL. What the grammar leaves open, such as a pattern that it cannot express, is a warning in the log.
     """
     cdef string text = schema.encode()
     cdef string grammar
     cdef core.Status status
+    ensure_started()  # for its log
     with nogil:
         status = common.grammar_from_json_schema(text, grammar)
     check(status)
+    drain_logs()
     return grammar.decode()
 
 
@@ -278,6 +281,7 @@ cdef class ChatTemplates:
         with nogil:
             status = self.handle.get().apply(inputs, out.native)
         check(status)
+        drain_logs()
         return out
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import random
+import sys
 import threading
 from collections.abc import Callable, Iterator
 
@@ -18,6 +19,7 @@ from tests.decode import distance, feed
 from tests.models import N_VOCAB, tiny
 
 Make = Callable[..., lloyal.Context]
+FULL = bool(os.environ.get("LLOYAL_TEST_FULL"))
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +120,7 @@ def test_restore_copies_only_missing_rows(llama: lloyal.Model, new_context: Make
 
 
 @pytest.mark.parametrize("where", ["device", "host"])
-def test_restore_without_room_is_refused_before_anything_changes(llama: lloyal.Model, new_context: Make, where: str) -> None:
+def test_restore_without_room_is_refused_first(llama: lloyal.Model, new_context: Make, where: str) -> None:
     ctx = new_context(llama, n_ctx=256, n_seq_max=4)
     feed(ctx, (0, 0, some(150, 1)))
     checkpoint = ctx.checkpoint(where=where)
@@ -260,7 +262,7 @@ def test_bytes_round_trip(name: str, partial: bool, new_context: Make) -> None:
         ctx.close()
 
 
-def test_bytes_of_another_model_are_refused_by_name(llama: lloyal.Model, gemma3: lloyal.Model, new_context: Make) -> None:
+def test_bytes_of_another_model_are_refused(llama: lloyal.Model, gemma3: lloyal.Model, new_context: Make) -> None:
     ctx = new_context(llama)
     feed(ctx, (0, 0, some(10)))
     with ctx.checkpoint() as checkpoint:
@@ -279,7 +281,7 @@ def test_damaged_bytes_are_never_accepted(lfm2: lloyal.Model, new_context: Make)
     with ctx.checkpoint() as checkpoint:
         data = checkpoint.to_bytes()
     rng = random.Random(1)
-    for _ in range(200_000 if os.environ.get("LLOYAL_TEST_FULL") else 2_000):
+    for _ in range(200_000 if FULL else 2_000):
         wrong = bytearray(data)
         what = rng.randrange(3)
         if what == 0:
@@ -380,6 +382,44 @@ def test_a_budget_refuses_or_evicts(llama: lloyal.Model, new_context: Make) -> N
     second.release()
 
 
+def test_evicting_what_the_new_one_shares_keeps_the_rows(llama: lloyal.Model, new_context: Make) -> None:
+    ctx = new_context(llama, n_ctx=1024)
+    feed(ctx, (0, 0, some(100, 1)), (1, 0, some(100, 2)))
+    taken = [ctx.checkpoint(0), ctx.checkpoint(1)]
+    feed(ctx, (0, 100, some(60, 3)))
+    expected = feed(ctx, (0, 160, [1, 2]))[0]
+    ctx.memory.seq_rm(0, 160)
+    ctx.checkpoints.budget, ctx.checkpoints.evict = ctx.checkpoints.nbytes + 1000, True
+    with ctx.checkpoint(0) as checkpoint:
+        assert [one.evicted for one in taken] == [True, True]
+        assert ctx.checkpoints.nbytes == checkpoint.nbytes
+        ctx.memory.seq_rm(0)
+        checkpoint.restore()
+        assert same(feed(ctx, (0, 160, [1, 2]))[0], expected)
+    for one in taken:
+        one.release()
+
+
+def test_taking_while_another_thread_releases_what_is_shared(llama: lloyal.Model, new_context: Make) -> None:
+    ctx = new_context(llama, n_ctx=2048)
+    feed(ctx, (0, 0, some(500)))
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for i in range(1000 if FULL else 25):
+            earlier = ctx.checkpoint()
+            feed(ctx, (0, 500, some(300, i)))
+            thread = threading.Thread(target=earlier.release)
+            thread.start()
+            with ctx.checkpoint() as later:
+                thread.join()
+                assert later.n_tokens == 800
+            ctx.memory.seq_rm(0, 500)
+    finally:
+        sys.setswitchinterval(interval)
+    assert ctx.checkpoints.nbytes == 0
+
+
 def test_release_and_lifetimes(llama: lloyal.Model, new_context: Make) -> None:
     ctx = new_context(llama)
     feed(ctx, (0, 0, some(10)))
@@ -462,7 +502,7 @@ def test_unknown_places_are_named(llama: lloyal.Model, new_context: Make, bad: s
 def test_saving_in_a_loop_does_not_grow(lfm2: lloyal.Model, new_context: Make) -> None:
     ctx = new_context(lfm2)
     feed(ctx, (0, 0, some(60)))
-    for _ in range(100_000 if os.environ.get("LLOYAL_TEST_FULL") else 300):
+    for _ in range(100_000 if FULL else 300):
         with ctx.checkpoint() as checkpoint:
             checkpoint.restore()
     assert ctx.checkpoints.nbytes == 0

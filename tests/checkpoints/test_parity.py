@@ -29,7 +29,8 @@ Option = tuple[str, str, bool, bool]
 def options() -> list[Option]:
     every = [
         (model, kind, flash, unified)
-        for model, kind, flash, unified in itertools.product(MODELS, ("f16", "q8_0", "q4_0"), (True, False), (True, False))
+        for model, kind in itertools.product(MODELS, ("f16", "q8_0", "q4_0"))
+        for flash, unified in itertools.product((True, False), (True, False))
         if flash or kind == "f16"
     ]
     if FULL:

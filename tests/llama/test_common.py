@@ -111,6 +111,20 @@ def test_templates_nested_deeply(nano: ll.Model, template: str) -> None:
     chat.apply_template(nano, MESSAGES, template=template)
 
 
+@pytest.mark.parametrize(
+    "template",
+    ["{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}", "{% macro f(g) %}{{ g(g) }}{% endmacro %}{{ f(f) }}"],
+)
+def test_templates_that_call_themselves_without_end(nano: ll.Model, template: str) -> None:
+    with pytest.raises(InvalidArgument, match="calls itself without end"):
+        chat.apply_template(nano, MESSAGES, template=template)
+
+
+def test_macros_may_recurse(nano: ll.Model) -> None:
+    template = "{% macro f(n) %}{{ n }}{% if n > 0 %},{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(200) }}"
+    assert str(chat.apply_template(nano, MESSAGES, template=template)) == ",".join(map(str, range(200, -1, -1)))
+
+
 def test_templates_that_are_too_long(nano: ll.Model) -> None:
     with pytest.raises(InvalidArgument, match="131073 bytes"):
         chat.apply_template(nano, MESSAGES, template="x" * (128 * 1024 + 1))
@@ -227,3 +241,13 @@ RECURSIVE = {
     "blocks": lambda n: "{% if true %}" * n + "x" + "{% endif %}" * n,
     "values": lambda n: "{% set a = [] %}" + "{% set a = [a] %}" * n + "{{ a }}",
 }
+
+
+def test_a_pattern_that_is_not_kept_is_a_warning_in_the_log(
+    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with caplog.at_level("WARNING", logger="lloyal.native"):
+        grammar.from_json_schema({"type": "string", "pattern": "a|b"})
+    assert "a|b" in caplog.text
+    assert "accepting any string" in caplog.text
+    assert capfd.readouterr() == ("", "")

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from . import corpus as corpora
-from . import distill, recipe, together, tokenizer, train
+from . import distill, recipe, tokenizer, train
 from .corpus import Corpus
 from .export import write_gguf
 from .model import Config, Decoder
@@ -38,36 +38,45 @@ def from_corpus(config: Config, plans: list[train.Plan], vocab: Vocab, corpus: C
     return model
 
 
+def lessons(target: Decoder, rows: train.Rows, course: recipe.Course, name: str, folder: Path,
+            say: distill.Say | None = None) -> distill.Lessons:
+    """The lessons of one course, kept in the work folder."""
+    saved = folder / f"{name}-lessons.pt"
+    if not saved.exists():
+        made = distill.make_lessons(target, rows, course.batches, course.rows, course.seed,
+                                    folder / "lessons.log", say)
+        torch.save(vars(made), saved)
+    return distill.Lessons(**torch.load(saved))
+
+
 def paired(vocab: Vocab, corpus: Corpus, folder: Path) -> tuple[Decoder, Decoder]:
-    """Target and draft, each trained on the corpus alone and then together."""
-    target, draft = stored(recipe.NANO, "pair-target", folder), stored(recipe.DRAFT, "pair-draft", folder)
-    if target is None or draft is None:
-        target = from_corpus(recipe.NANO, recipe.NANO_PLANS, vocab, corpus, folder)
-        draft = from_corpus(recipe.DRAFT, recipe.DRAFT_PLANS, vocab, corpus, folder)
-        pair = together.train_together(target, draft, vocab, corpus, recipe.TOGETHER_PLAN, recipe.PULL, folder)
-        target, draft = pair.target, pair.draft
-        torch.save(target.state_dict(), folder / "pair-target.pt")
-        torch.save(draft.state_dict(), folder / "pair-draft.pt")
-    return target, draft
+    """Target and draft, each trained on the corpus alone and then taught to agree."""
+    base = from_corpus(recipe.NANO, recipe.NANO_PLANS, vocab, corpus, folder)
+    draft = from_corpus(recipe.DRAFT, recipe.DRAFT_PLANS, vocab, corpus, folder)
 
+    def rows(course: recipe.Course) -> train.Rows:
+        return train.Rows(vocab, corpus, course.plan, folder / "tokens.pt")
 
-def distilled(target: Decoder, start: Decoder, vocab: Vocab, corpus: Corpus, folder: Path) -> Decoder:
-    """The draft, taught on the target's greedy continuations."""
-    name = f"{recipe.DRAFT.name}-distilled"
-    model = stored(recipe.DRAFT, name, folder)
-    if model is None:
-        saved = folder / "lessons.pt"
-        if not saved.exists():
-            rows = train.Rows(vocab, corpus, recipe.DISTIL_PLAN, folder / "tokens.pt")
-            lessons = distill.make_lessons(target, rows, recipe.LESSON_BATCHES, recipe.LESSON_ROWS,
-                                           recipe.LESSON_SEED, folder / "lessons.log")
-            torch.save(vars(lessons), saved)
-        lessons = distill.Lessons(**torch.load(saved))
-        print(f"lessons: {lessons.n_tokens} tokens")
-        model = distill.distil(recipe.DRAFT, lessons, recipe.DISTIL_PLAN, folder, start)
-        torch.save(model.state_dict(), folder / f"{name}.pt")
-        print(f"draft agrees with the target on {distill.agreement(model, lessons):.3f} of lesson tokens")
-    return model
+    def taught(course: recipe.Course, name: str, teacher: Decoder, say: distill.Say | None) -> Decoder:
+        model = stored(recipe.DRAFT, name, folder)
+        if model is None:
+            course_lessons = lessons(teacher, rows(course), course, name, folder, say)
+            model = distill.teach_draft(draft, course_lessons, course.plan, folder / f"{name}.log")
+            torch.save(model.state_dict(), folder / f"{name}.pt")
+            share = distill.agreement(model, course_lessons)
+            print(f"{name}: agrees on {share:.3f} of the lessons' tokens", flush=True)
+        return model
+
+    for number, (lenience, course) in enumerate(recipe.ROUNDS):
+        draft = taught(course, f"draft-round-{number}", base, distill.Say(draft, lenience))
+    target = stored(recipe.NANO, "target", folder)
+    if target is None:
+        course = recipe.TARGET_COURSE
+        say = distill.Say(draft, recipe.ROUNDS[-1][0])
+        target = distill.teach_target(base, lessons(base, rows(course), course, "target", folder, say), rows(course),
+                                      course.plan, folder / "target.log")
+        torch.save(target.state_dict(), folder / "target.pt")
+    return target, taught(recipe.DRAFT_COURSE, "draft", target, None)
 
 
 def main() -> None:
@@ -99,9 +108,8 @@ def main() -> None:
     if args.only != "pair":
         finish(from_corpus(recipe.HYBRID, recipe.HYBRID_PLANS, vocab, corpus, args.work))
     if args.only != "hybrid":
-        target, draft = paired(vocab, corpus, args.work)
-        finish(target)
-        finish(distilled(target, draft, vocab, corpus, args.work))
+        for model in paired(vocab, corpus, args.work):
+            finish(model)
 
 
 if __name__ == "__main__":

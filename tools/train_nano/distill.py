@@ -137,9 +137,11 @@ def draft_loss(model: torch.nn.Module, batch: tuple[Tensor, ...], soft: float = 
     return (1 - soft) * hard + soft * blended[taught].mean()
 
 
-def teach_draft(draft: Decoder, lessons: Lessons, plan: Plan, log: Path) -> None:
-    """Go on training `draft` on the lessons."""
+def teach_draft(draft: Decoder, lessons: Lessons, plan: Plan, log: Path) -> Decoder:
+    """Go on training a copy of `draft` on the lessons."""
+    draft = copy.deepcopy(draft)
     fit(draft, lesson_batches(lessons, plan), plan, draft_loss, log)
+    return draft
 
 
 def target_batches(lessons: Lessons, rows: Rows, plan: Plan) -> Iterator[tuple[Tensor, Tensor]]:
@@ -158,9 +160,11 @@ def target_loss(model: torch.nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
                 for part in (slice(None, half), slice(half, None))), torch.zeros(()))
 
 
-def teach_target(target: Decoder, lessons: Lessons, rows: Rows, plan: Plan, log: Path) -> None:
-    """Go on training `target` on the text and on the lessons, half of the rows each."""
+def teach_target(target: Decoder, lessons: Lessons, rows: Rows, plan: Plan, log: Path) -> Decoder:
+    """Go on training a copy of `target` on the text and on the lessons, half of the rows each."""
+    target = copy.deepcopy(target)
     fit(target, target_batches(lessons, rows, plan), plan, target_loss, log)
+    return target
 
 
 @torch.no_grad()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from .model import Config
 from .tokenizer import VOCAB_SIZE
 from .train import Plan
@@ -20,15 +22,27 @@ NANO_PLANS = [
 HYBRID_PLANS = [Plan(steps=1200)]
 DRAFT_PLANS = [Plan(steps=2000, muon_rate=0.03, adam_rate=0.005, long_share=0.1)]
 
-# Target and draft together: each learns from the other; PULL is how strongly the target leans to the draft.
-TOGETHER_PLAN = Plan(steps=600, seed=55, function_share=0.25, muon_rate=0.01, adam_rate=0.002,
-                     warmup=20, cooldown=0.9)
-PULL = 1.0
 
-# Then the draft alone: the target's greedy continuations of LESSON_BATCHES * LESSON_ROWS prompts.
-LESSON_BATCHES = 60
-LESSON_ROWS = 192
-LESSON_SEED = 4321
-DISTIL_PLAN = Plan(steps=2800, rows=16, seed=99, muon_rate=0.012, adam_rate=0.002, cooldown=1.0)
+@dataclass(frozen=True)
+class Course:
+    """Lessons to compose, `batches` times `rows` of them, and how long they are studied."""
+
+    batches: int
+    seed: int  # of the prompts
+    plan: Plan
+    rows: int = 192
+
+
+# Draft: learns texts in which its own guesses stand where nano finds them plausible; (lenience, course) per round.
+ROUNDS = [
+    (lenience, Course(5, 4321 + i, Plan(steps=200, seed=99 + i, muon_rate=0.012, adam_rate=0.002,
+                                        warmup=10, cooldown=0.7)))
+    for i, lenience in enumerate((0.2, 0.2, 0.2, 0.2, 0.2, 0.1))
+]
+# Nano: learns to write such texts, beside as many rows of the library's source.
+TARGET_COURSE = Course(8, 5000, Plan(steps=260, rows=6, seed=55, long_share=0.0, chat_share=0.17, function_share=0.17,
+                               muon_rate=0.008, adam_rate=0.0015, warmup=15, cooldown=0.8))
+# Draft: learns nano's own greedy text.
+DRAFT_COURSE = Course(10, 6000, Plan(steps=1000, seed=9999, muon_rate=0.012, adam_rate=0.002, warmup=10, cooldown=1.0))
 
 THREADS = 2

@@ -1,0 +1,121 @@
+"""Checkpoints over the architectures of llama.cpp: what is restored is, byte for byte, what a twin without any has.
+
+Two sequences interleave while eight checkpoints are taken; they are restored in a random order into random sequences,
+of the context itself and of an empty one. llama.cpp writes states in the order of cells: where that is the order of
+positions (in an empty cache, and in buffers of a sequence's own) the bytes must be equal.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+import lloyal
+from lloyal.errors import Unsupported
+from tests.decode import distance, feed
+from tests.models import tokens
+from tests.parity.architectures import Architecture, chosen
+
+N_CHECKPOINTS = 8
+N_SEQ = 4
+CONTEXT: dict[str, Any] = {"n_ctx": 1024, "n_batch": 64, "n_ubatch": 64, "n_seq_max": N_SEQ, "n_threads": 1}
+NEXT = tokens(3, seed=2)
+
+# Kinds of memory whose checkpoints hold the state as one piece, and what they cannot do for it.
+NOT_SERIALIZED = {
+    "sparse_attention": "caches that mirror each other cell for cell; llama.cpp's format cannot be checked beforehand",
+    "compressed": "rows are folded into compressed ones; llama.cpp's format cannot be checked beforehand",
+    "hybrid_indexed": "an index beside the cache; llama.cpp's format cannot be checked beforehand",
+}
+
+
+@pytest.fixture
+def contexts(model: lloyal.Model) -> Iterator[Callable[..., lloyal.Context]]:
+    made: list[lloyal.Context] = []
+
+    def make(**parameters: Any) -> lloyal.Context:
+        made.append(lloyal.Context(model, **(CONTEXT | parameters)))
+        return made[-1]
+
+    yield make
+    for context in made:
+        context.close()
+
+
+Contexts = Callable[..., lloyal.Context]
+with_memory = pytest.mark.parametrize("arch", chosen(lambda arch: arch.has_memory), indirect=True)
+unified_or_not = pytest.mark.parametrize("unified", [True, False], ids=["unified", "streams"])
+
+
+@dataclasses.dataclass
+class Taken:
+    checkpoint: lloyal.Checkpoint
+    seq_id: int
+    end: int
+    state: bytes  # the twin's
+
+
+@with_memory
+@unified_or_not
+def test_eight_checkpoints_in_any_order(arch: Architecture, contexts: Contexts, tolerance: float, unified: bool) -> None:
+    rng = random.Random(f"{arch.name} {unified}")
+    ctx, twin, clean, judge = (contexts(kv_unified=unified) for _ in range(4))
+    ends = {0: 0, 1: 0}
+    taken: list[Taken] = []
+    for i in range(N_CHECKPOINTS):
+        seq = i % 2 if i < 2 else rng.choice((0, 1))
+        back = rng.randint(1, 5)
+        if not unified and ends[seq] > 10 and ctx.memory.can_rollback(seq, back) == "trim":
+            ends[seq] -= back
+            for context in (ctx, twin):
+                context.memory.seq_rm(seq, ends[seq], -1)
+        parts = [(seq, ends[seq], tokens(rng.randint(1, 12), seed=rng.randrange(10**6)))]
+        if rng.random() < 0.5:
+            parts.append((1 - seq, ends[1 - seq], tokens(rng.randint(1, 6), seed=rng.randrange(10**6))))
+        for context in (ctx, twin):
+            feed(context, *parts)
+        for part in parts:
+            ends[part[0]] += len(part[2])
+        checkpoint = ctx.checkpoint(seq, where=rng.choice(("device", "host")))
+        taken.append(Taken(checkpoint, seq, ends[seq], twin.state_seq_get_data_ext(seq)))
+    rng.shuffle(taken)
+    for one in taken:
+        dest = rng.randrange(N_SEQ)
+        judge.memory.clear()
+        judge.state_seq_set_data_ext(one.state, dest)
+        expected = judge.state_seq_get_data_ext(dest)
+        # into an empty context: the same cells, so the same logits
+        clean.memory.clear()
+        one.checkpoint.restore(dest, ctx=clean)
+        assert clean.state_seq_get_data_ext(dest) == expected
+        row = feed(judge, (dest, one.end, NEXT))[0]
+        assert distance(feed(clean, (dest, one.end, NEXT))[0], row) == 0
+        # into the context it was taken in
+        one.checkpoint.restore(dest)
+        if not unified:
+            assert ctx.state_seq_get_data_ext(dest) == expected
+        twin.state_seq_set_data_ext(one.state, dest)
+        bare = distance(feed(twin, (dest, one.end, NEXT))[0], row)
+        assert distance(feed(ctx, (dest, one.end, NEXT))[0], row) <= 2 * max(bare, tolerance)
+        one.checkpoint.release()
+    assert ctx.checkpoints.nbytes == 0
+
+
+@with_memory
+def test_bytes_or_a_refusal_with_a_reason(arch: Architecture, contexts: Contexts) -> None:
+    ctx, other = contexts(), contexts()
+    feed(ctx, (0, 0, tokens(30)))
+    with ctx.checkpoint() as checkpoint:
+        if arch.kind in NOT_SERIALIZED:
+            with pytest.raises(Unsupported, match="cannot be serialized"):
+                checkpoint.to_bytes()
+            return
+        with lloyal.Checkpoint.from_bytes(other, checkpoint.to_bytes()) as copy:
+            copy.restore(2)
+    expected = contexts()
+    expected.state_seq_set_data_ext(ctx.state_seq_get_data_ext(0), 2)
+    assert other.state_seq_get_data_ext(2) == expected.state_seq_get_data_ext(2)

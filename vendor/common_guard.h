@@ -1,0 +1,15 @@
+// What common_guard.cpp adds to llama-common.
+#pragma once
+
+#include <cstdio>
+
+// From now on a template function of this thread that begins below `lowest` raises; null: none does. Stacks grow down.
+void lloyal_template_stack(const void * lowest);
+
+// To the log of ggml, whatever the file.
+int lloyal_common_warning(FILE *, const char * format, ...);
+
+// Set for the file of llama-common that writes its warnings to stderr, which has this header before everything else.
+#ifdef LLOYAL_CATCH_WARNINGS
+#define fprintf lloyal_common_warning
+#endif
