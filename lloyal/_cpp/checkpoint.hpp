@@ -4,6 +4,8 @@
 #include "chunks.hpp"
 #include "handles.hpp"
 
+#include <functional>
+#include <limits>
 #include <optional>
 
 namespace lloyal {
@@ -74,6 +76,12 @@ struct CheckpointBox {
 };
 
 CheckpointStore & store_of(ContextBox & box);
+
+// What taking and restoring share: errors, what a context can be asked for, and which cache keeps every row.
+Status checkpoint_guarded(const std::function<Status()> & body) noexcept;
+Status check_checkpointable(const ContextBox & box, SeqId seq, const char * name);
+bool   is_base(const MemoryMap & map, size_t cache);
+constexpr Pos POS_END = std::numeric_limits<Pos>::max();
 
 Status checkpoint_take(ContextHandle context, SeqId seq, Where where, bool partial, CheckpointHandle & out) noexcept;
 // Restore into sequence `dest` of `context`, which may be another context of the same model and layout.

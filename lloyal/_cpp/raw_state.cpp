@@ -229,12 +229,6 @@ Status read_host(ContextBox & box, HostReader & reader, Header header, SeqId des
     return status;
 }
 
-void outputs_gone(ContextBox & box) {
-    ++box.generation;
-    box.output_row.clear();
-    box.n_outputs = 0;
-}
-
 } // namespace
 
 Status state_seq_get_size(ContextBox & box, SeqId seq, uint32_t flags, size_t & size) noexcept {
@@ -360,7 +354,7 @@ Status state_seq_set_data(ContextBox & box, const uint8_t * data, size_t size, S
             return Status(Code::stale_checkpoint,
                           text("sequence ", dest, " does not hold the rows this partial state continues: restore a full state"));
         }
-        outputs_gone(box);
+        box.drop_outputs();
         if (!partial) {
             make_empty(box, dest); // llama.cpp leaves an attention cache as it is when the state is an empty one
         }
@@ -426,7 +420,7 @@ Status state_set_data(ContextBox & box, const uint8_t * data, size_t size, bool 
         }
         log_mark();
         llama_synchronize(box.ptr);
-        outputs_gone(box);
+        box.drop_outputs();
         CheckedReader reader(data, size);
         if (Status bad = read_host(box, reader, Header::context, -1, 0, exact); !bad.ok()) {
             return bad;
@@ -446,7 +440,7 @@ Status state_seq_read_payload(ContextBox & box, const uint8_t * data, size_t siz
         }
         log_mark();
         llama_synchronize(box.ptr);
-        outputs_gone(box);
+        box.drop_outputs();
         make_empty(box, dest);
         CheckedReader reader(data, size);
         if (Status bad = read_host(box, reader, Header::none, dest, 0, true); !bad.ok()) {

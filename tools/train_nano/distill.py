@@ -49,10 +49,39 @@ class Lessons:
 
 @dataclass(frozen=True)
 class Say:
-    """A draft whose guess is taken if the target gives it at least `lenience` times its best token's probability."""
+    """A draft whose guess is taken if the target gives it at least `lenience` times its best token's probability.
+
+    A guess that would begin the third copy of something is not taken.
+    """
 
     draft: Decoder
     lenience: float
+
+
+class Echoes:
+    """Finds the tokens that would begin the third copy of the latest few tokens, row by row."""
+
+    def __init__(self, prompts: Tensor, longest: int = 32, shortest: int = 4) -> None:
+        self.longest = longest
+        self.needed = torch.arange(1, longest + 1).clamp_min(shortest)
+        self.seen = F.pad(prompts[:, :1], (longest, 0), value=-1)
+        self.runs = torch.zeros(len(prompts), longest, dtype=torch.long)  # matches in a row, by distance
+        for at in range(1, prompts.shape[1]):
+            self.add(prompts[:, at:at + 1])
+
+    def _back(self) -> Tensor:
+        """The latest tokens, nearest first."""
+        return self.seen[:, -self.longest:].flip(1)
+
+    def add(self, tokens: Tensor) -> None:
+        self.runs = torch.where(tokens == self._back(), self.runs + 1, 0)
+        self.seen = torch.cat((self.seen, tokens), 1)
+
+    def third_copies(self, n_vocab: int) -> Tensor:
+        """True where a token, [rows, n_vocab], would begin one."""
+        back = self._back()
+        found = torch.zeros(len(back), n_vocab)
+        return found.scatter_add_(1, back.clamp_min(0), ((self.runs >= self.needed) & (back >= 0)).float()) > 0
 
 
 def half_precision(model: Decoder) -> Decoder:
@@ -63,24 +92,33 @@ def half_precision(model: Decoder) -> Decoder:
 
 
 @torch.no_grad()
-def continue_text(target: Decoder, prompts: Tensor, n_new: int, say: Say | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Greedy continuations [rows, n_new] of equally long prompts, and the target's top probabilities at each step."""
+def continue_text(target: Decoder, prompts: Tensor, n_new: int, say: Say | None,
+                  varied: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """Greedy continuations [rows, n_new] of equally long prompts, and the target's top probabilities at each step.
+
+    `varied` keeps the target, too, from beginning third copies.
+    """
     models = [half_precision(m) for m in ([target, say.draft] if say else [target])]
     caches = [Cache(m.config, len(prompts), prompts.shape[1] + n_new, torch.bfloat16) for m in models]
+    echoes = Echoes(prompts) if say else None
     ids, top_ids, top_probs = [], [], []
     fed = prompts
     for _ in range(n_new):
         logits = [model(fed, cache)[:, -1].float() for model, cache in zip(models, caches, strict=True)]
+        copies = echoes.third_copies(logits[0].shape[1]) if echoes else None
+        if varied and copies is not None:
+            logits[0] = logits[0].masked_fill(copies, float("-inf"))
         all_probs = logits[0].softmax(-1)
         probs, best = all_probs.topk(TOP)
-        chosen = best[:, :1]
-        if say:
+        fed = best[:, :1]
+        if say and echoes and copies is not None:
             guess = logits[1].argmax(-1, keepdim=True)
-            chosen = torch.where(all_probs.gather(1, guess) >= say.lenience * probs[:, :1], guess, chosen)
-        ids.append(chosen[:, 0])
+            taken = (all_probs.gather(1, guess) >= say.lenience * probs[:, :1]) & ~copies.gather(1, guess)
+            fed = torch.where(taken, guess, fed)
+            echoes.add(fed)
+        ids.append(fed[:, 0])
         top_ids.append(best.to(torch.int16))
         top_probs.append(probs.half())
-        fed = chosen
     return torch.stack(ids, 1), torch.stack(top_ids, 1), torch.stack(top_probs, 1)
 
 
@@ -92,11 +130,11 @@ def make_lessons(target: Decoder, rows: Rows, batches: int, per_batch: int, seed
     began = time.time()
     for batch in range(batches):
         n_prompt = PROMPT_LENGTHS[batch % len(PROMPT_LENGTHS)]
-        flat, starts = ((rows.packed[1], rows.packed_starts[1] + 1) if n_prompt == min(PROMPT_LENGTHS)
-                        else (rows.text, rows.starts))
+        short = n_prompt == min(PROMPT_LENGTHS)
+        flat, starts = (rows.packed[1], rows.packed_starts[1] + 1) if short else (rows.text, rows.starts)
         picks = torch.randint(len(starts), (per_batch,), generator=generator)
         prompts = torch.stack([F.pad(flat[s:s + n_prompt - 1], (1, 0), value=BOS_ID) for s in starts[picks]])
-        new, top_ids, top_probs = continue_text(target, prompts, min(ROW + 1 - n_prompt, 160), say)
+        new, top_ids, top_probs = continue_text(target, prompts, min(ROW + 1 - n_prompt, 160), say, varied=short)
         ended = ((new == EOS_ID) | (new == IM_END_ID)).int().cumsum(1)
         labels = new.masked_fill(F.pad(ended, (1, 0))[:, :-1] > 0, IGNORED)
         ids = torch.cat((prompts, new[:, :-1]), 1)
@@ -150,14 +188,15 @@ def target_batches(lessons: Lessons, rows: Rows, plan: Plan) -> Iterator[tuple[T
         yield torch.cat((row[:, :-1], ids)), torch.cat((row[:, 1:], labels))
 
 
-def target_loss(model: torch.nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    """Cross entropy of the text, plus that of the lessons' choices."""
+def target_loss(model: torch.nn.Module, batch: tuple[Tensor, Tensor], weight: float = 2.0) -> Tensor:
+    """Cross entropy of the text, plus `weight` times that of the lessons' choices."""
     ids, labels = batch
     with torch.autocast("cpu", dtype=torch.bfloat16):
         logits = model(ids)
     half = len(ids) // 2
-    return sum((F.cross_entropy(logits[part].flatten(0, 1).float(), labels[part].flatten(), ignore_index=IGNORED)
-                for part in (slice(None, half), slice(half, None))), torch.zeros(()))
+    text, lesson = (F.cross_entropy(logits[part].flatten(0, 1).float(), labels[part].flatten(), ignore_index=IGNORED)
+                    for part in (slice(None, half), slice(half, None)))
+    return text + weight * lesson
 
 
 def teach_target(target: Decoder, lessons: Lessons, rows: Rows, plan: Plan, log: Path) -> Decoder:

@@ -19,7 +19,10 @@ NANO_PLANS = [
     Plan(steps=250, seed=77, function_share=0.4, long_share=0.0, muon_rate=0.006, adam_rate=0.001,
          warmup=20, cooldown=0.9),
 ]
-HYBRID_PLANS = [Plan(steps=1200)]
+HYBRID_PLANS = [
+    Plan(steps=1200),
+    Plan(steps=1300, seed=78, function_share=0.3, long_share=0.0, warmup=20, cooldown=0.8),
+]
 DRAFT_PLANS = [Plan(steps=2000, muon_rate=0.03, adam_rate=0.005, long_share=0.1)]
 
 
@@ -37,12 +40,12 @@ class Course:
 ROUNDS = [
     (lenience, Course(5, 4321 + i, Plan(steps=200, seed=99 + i, muon_rate=0.012, adam_rate=0.002,
                                         warmup=10, cooldown=0.7)))
-    for i, lenience in enumerate((0.2, 0.2, 0.2, 0.2, 0.2, 0.1))
+    for i, lenience in enumerate((0.2, 0.2, 0.2, 0.2, 0.2, 0.1, 0.1, 0.1))
 ]
 # Nano: learns to write such texts, beside as many rows of the library's source.
-TARGET_COURSE = Course(8, 5000, Plan(steps=260, rows=6, seed=55, long_share=0.0, chat_share=0.17, function_share=0.17,
+TARGET_COURSE = Course(10, 5000, Plan(steps=300, rows=6, seed=55, long_share=0.0, chat_share=0.17, function_share=0.34,
                                muon_rate=0.008, adam_rate=0.0015, warmup=15, cooldown=0.8))
 # Draft: learns nano's own greedy text.
-DRAFT_COURSE = Course(10, 6000, Plan(steps=1000, seed=9999, muon_rate=0.012, adam_rate=0.002, warmup=10, cooldown=1.0))
+DRAFT_COURSE = Course(24, 6000, Plan(steps=900, seed=9999, muon_rate=0.012, adam_rate=0.002, warmup=10, cooldown=1.0))
 
 THREADS = 2
