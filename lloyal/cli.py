@@ -23,7 +23,8 @@ from typer.core import TyperGroup
 from lloyal import Context, Model, build_info, devices, models, system_info
 from lloyal.decoding import generate
 from lloyal.demo import tour
-from lloyal.errors import LloyalError
+from lloyal.errors import InvalidArgument, LloyalError
+from lloyal.llama import rpc_serve
 from lloyal.sampling import Sampling
 from lloyal.terminal import human_bytes, human_seconds, printable, progress_bar
 
@@ -191,6 +192,30 @@ def run(
         _print_run(result)
 
 
+@app.command("rpc-server")
+def rpc_server(
+    endpoint: Annotated[
+        str, typer.Option("--endpoint", "-e", help="IPv4 address and port to listen on.")
+    ] = "127.0.0.1:50052",
+    device: Annotated[
+        list[str] | None, typer.Option("--device", "-d", help="A device to serve, as `lloyal info` names it.")
+    ] = None,
+    cache_dir: Annotated[
+        str | None, typer.Option("--cache-dir", help="Folder that keeps large tensors for the next load.")
+    ] = None,
+    threads: Threads = None,
+) -> None:
+    """Serve devices of this machine to llama.cpp on others. Never expose it to an open network: it is not secure."""
+    found = {one.name: one for one in devices()}
+    if unknown := [name for name in device or () if name not in found]:
+        raise InvalidArgument(f"--device {unknown[0]}: there is none of that name, but {', '.join(found)}")
+    _warn(
+        f"serving {', '.join(device) if device else 'the default devices'} at {endpoint} until Ctrl-C. Whoever reaches "
+        "this port can read, write and run things in this process: never expose it to an open network."
+    )
+    rpc_serve(endpoint, [found[name] for name in device] if device else None, n_threads=threads, cache_dir=cache_dir)
+
+
 def _find_model(name: str) -> str:
     """The file of an embedded model, or the path that `name` is; ``./nano`` is always a path."""
     return models.path(name) if name in models.NAMES else name
@@ -289,6 +314,11 @@ def _one_line(error: BaseException) -> str:
     """What an exception says, with the notes llama.cpp's log was attached as, on one line."""
     parts = [str(error) or type(error).__name__, *getattr(error, "__notes__", ())]
     return " ".join("; ".join(parts).split())
+
+
+def _warn(message: str) -> None:
+    sys.stderr.write(f"lloyal: {message}\n")
+    sys.stderr.flush()
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 START_TIMEOUT = 30.0
 
@@ -37,20 +37,20 @@ def server(n_devices: int = 1) -> Iterator[str]:
     )
     process = subprocess.Popen([sys.executable, "-P", "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     try:
-        _wait_until_it_listens(endpoint, process)
+        wait_until_it_listens(endpoint, process)
         yield endpoint
     finally:
         process.kill()
         process.communicate()
 
 
-def _wait_until_it_listens(endpoint: str, process: subprocess.Popen[bytes]) -> None:
+def wait_until_it_listens(endpoint: str, process: subprocess.Popen[Any]) -> None:
     host, port = endpoint.split(":")
     deadline = time.monotonic() + START_TIMEOUT
     while time.monotonic() < deadline:
         if process.poll() is not None:
             _, error = process.communicate()
-            raise RuntimeError(f"the RPC server ended with {process.returncode}: {error.decode()}")
+            raise RuntimeError(f"the RPC server ended with {process.returncode}: {error!r}")
         with contextlib.suppress(OSError), socket.create_connection((host, int(port)), 1):
             return
         time.sleep(0.05)
@@ -75,7 +75,9 @@ class CountingProxy:
         self._threads[0].start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         for link in self._open:

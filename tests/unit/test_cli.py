@@ -21,6 +21,7 @@ import lloyal
 from lloyal import cli, demo
 from lloyal.decoding import generate
 from lloyal.sampling import Sampling
+from tests.rpc import free_port, wait_until_it_listens
 
 # One thread everywhere: two spin against whatever else runs on the machine.
 RUN = ("run", "-m", "nano", "-t", "1")
@@ -65,7 +66,7 @@ def test_version():
 def test_help_names_every_command(args):
     result = call(*args)
     assert result.exit_code == 0
-    for command in ("demo", "info", "run"):
+    for command in ("demo", "info", "run", "rpc-server"):
         assert command in result.stdout
 
 
@@ -377,3 +378,34 @@ def test_a_closed_pipe_ends_it_quietly():
         process.stdout.close()
         assert process.stderr.read() == ""
         assert process.wait() == 1
+
+
+# A server of this machine's devices
+
+
+def test_rpc_server_serves_until_it_is_interrupted():
+    endpoint = f"127.0.0.1:{free_port()}"
+    with program("rpc-server", "--endpoint", endpoint, "--threads", "1") as process:
+        assert "never expose it" in process.stderr.readline()
+        wait_until_it_listens(endpoint, process)
+        device = lloyal.llama.rpc_device(endpoint)[0]
+        with lloyal.Model(lloyal.models.path("nano-draft"), devices=[device]) as model:
+            assert model.n_layer > 0
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=20)
+        assert process.returncode in (-signal.SIGINT, cli.INTERRUPTED)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--device", "no such"), "--device no such: there is none of that name, but CPU"),
+        (("--endpoint", "somewhere"), "endpoint='somewhere'"),
+        (("--endpoint", "192.0.2.1:50052"), "cannot listen on 192.0.2.1:50052"),
+    ],
+)
+def test_rpc_server_refuses(arguments, said):
+    result = call("rpc-server", *arguments)
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert said in result.stderr
