@@ -80,7 +80,7 @@ def lint(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """The benchmarks that the command line has."""
     install(session)
-    session.run("lloyal", "demo", "--json", *session.posargs)
+    session.run("lloyal", "bench", "checkpoint", *session.posargs)
 
 
 @nox.session

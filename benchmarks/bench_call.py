@@ -2,8 +2,8 @@
 
     python benchmarks/bench_call.py [--model FILE] [--llama-bench PROGRAM]
 
-Without --model it generates llama.cpp's own 4.5 MiB test model (tools/archs). The loop is: pick the largest logit, decode
-it, one thread. Both sides run in turns and must give the same tokens.
+Without --model it generates llama.cpp's own 4.5 MiB test model (tools/archs). The loop is: pick the largest logit,
+decode it, one thread. Both sides run in turns and must give the same tokens.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from twins import ROOT, Library, arguments
 
 import lloyal
-from lloyal.bench import Timing, alternate, ratio, timed
+from lloyal.bench import alternate, ratio, timed
 
 PROMPT = list(range(1, 17))
 N_CTX = 512
@@ -30,8 +30,8 @@ def main() -> int:
     parser = arguments(__doc__)
     parser.add_argument("--model", type=Path)
     parser.add_argument("--llama-bench", type=Path, help="upstream's program, to show its tg beside the loop")
-    parser.add_argument("--rounds", type=int, default=801)
-    parser.add_argument("--tokens", "-n", type=int, default=16, help="of one round")
+    parser.add_argument("--rounds", type=int, default=201)
+    parser.add_argument("--tokens", "-n", type=int, default=64, help="of one round")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = options.model or generated_model(Path(folder))
@@ -52,9 +52,11 @@ def generated_model(folder: Path) -> Path:
 
 def measure(path: Path, library: Library, rounds: int, n: int) -> dict[str, object]:
     twin = library.open(path, n_ctx=N_CTX)
-    with lloyal.Model(path) as model, lloyal.Context(
-        model, n_ctx=N_CTX, n_batch=512, n_ubatch=512, n_seq_max=1, n_threads=1
-    ) as ctx:
+    with (
+        lloyal.Model(path) as model,
+        lloyal.Context(model, n_ctx=N_CTX, n_batch=512, n_ubatch=512, n_seq_max=1, n_threads=1) as ctx,
+    ):
+
         def python() -> float:
             return python_loop(ctx, n, library.clock)[0]
 
@@ -136,7 +138,8 @@ def report(figures: dict[str, object]) -> None:
     view = seconds(figures["logits_view_seconds"])
     print(f"logits view         {view * 1e6:9.2f} us, bar {BAR_VIEW * 1e6:.0f}: {verdict(view < BAR_VIEW)}")
     for name, timing in figures["fill_2000_seconds"].items():
-        print(f"fill 2000, {name:8} {seconds(timing) * 1e6:9.1f} us, bar {BAR_FILL * 1e6:.0f}: {verdict(seconds(timing) < BAR_FILL)}")
+        fill = seconds(timing)
+        print(f"fill 2000, {name:8} {fill * 1e6:9.1f} us, bar {BAR_FILL * 1e6:.0f}: {verdict(fill < BAR_FILL)}")
 
 
 def verdict(good: bool) -> str:

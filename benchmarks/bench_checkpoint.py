@@ -3,7 +3,7 @@
     python benchmarks/bench_checkpoint.py [--rounds N] [--json FILE]
 
 A llama with thin layers and cache rows as wide as a 1 B model's (64 MiB at 16 k tokens), and the embedded hybrid. One
-thread, both sides in turns, steady state against steady state. A restore is checked by comparing the bytes of the state.
+thread, both sides in turns, steady state against steady state. After restores the bytes of the state are compared.
 """
 
 from __future__ import annotations
@@ -98,6 +98,9 @@ class Bench:
 
         return side
 
+    def raw_save(self) -> float:
+        return self.twin.save(0, ON_DEVICE)
+
     # What is measured
 
     def many(self, ctx: Context, name: str) -> list[Checkpoint]:
@@ -112,8 +115,15 @@ class Bench:
         with ctx.checkpoint(0, partial=True) as partial:
             rows = partial.nbytes
         full = taken[-1].nbytes
-        self.row(f"{name}: bytes of {N_CHECKPOINTS}, of what is unavoidable", held / (full + (N_CHECKPOINTS - 1) * rows), 1.02,
-                 state_bytes=full, held_bytes=held, recurrent_bytes=rows)
+        needed = full + (N_CHECKPOINTS - 1) * rows  # the attention rows once, what is recurrent each time
+        self.row(
+            f"{name}: bytes of {N_CHECKPOINTS}, of what is unavoidable",
+            held / needed,
+            1.02,
+            state_bytes=full,
+            held_bytes=held,
+            recurrent_bytes=rows,
+        )
         self.row(f"{name}: metadata, bytes per token", meta / self.n_tokens, 24, digits=1, meta_bytes=meta)
         return taken
 
@@ -122,7 +132,7 @@ class Bench:
             size = checkpoint.nbytes
         blocks = Blocks(self.library, size)
         copies = self.twin.copies(0)
-        sides = {"ours": self.saver(ctx), "raw": lambda: self.twin.save(0, ON_DEVICE), "memcpy": blocks.copy, "copies": copies.run}
+        sides = {"ours": self.saver(ctx), "raw": self.raw_save, "memcpy": blocks.copy, "copies": copies.run}
         result = alternate(sides, self.rounds, warm_up=2)
         if not blocks.equal():
             raise SystemExit("memcpy copied nothing")
@@ -202,8 +212,9 @@ class Bench:
         """The 64th save, again and again: it is released, so its rows are missing each time."""
         many.pop().release()
 
-        result = alternate({"ours": self.saver(ctx), "raw": lambda: self.twin.save(0, ON_DEVICE)}, self.rounds)
-        self.ratio_row(f"save {N_CHECKPOINTS} of {N_CHECKPOINTS} / raw flag's full save", result["ours"], result["raw"], 0.35)
+        result = alternate({"ours": self.saver(ctx), "raw": self.raw_save}, self.rounds)
+        name = f"save {N_CHECKPOINTS} of {N_CHECKPOINTS} / raw flag's full save"
+        self.ratio_row(name, result["ours"], result["raw"], 0.35)
         many.append(ctx.checkpoint(0))
 
     def cells(self, ctx: Context) -> None:
@@ -264,7 +275,7 @@ class Bench:
         with ctx.checkpoint(0, partial=True) as checkpoint:
             ours = alternate({"ours": restore}, self.rounds * 2, warm_up=2)["ours"]
             self.check(ctx, expected, f"{name}: partial restore")
-            # The raw call makes the rows fresh, after which our partial checkpoint would be stale: its rounds come last.
+            # The raw call makes the rows fresh, and our partial checkpoint stale with them: its rounds come last.
             raw = alternate({"raw": raw_restore}, self.rounds * 2, warm_up=2)["raw"]
             self.check(ctx, expected, f"{name}: raw partial restore")
         self.ratio_row(f"{name}: partial restore / raw flag", ours, raw, 1.0)
@@ -280,27 +291,36 @@ class Bench:
             self.twin.set_state(data)
             other = state.with_other_rows().to_bytes()
             expected = CacheState.of_sequence(ctx.state_seq_get_data(0))
-            save = alternate({"ours": self.saver(ctx), "raw": lambda: self.twin.save(0, ON_DEVICE)}, max(5, self.rounds // 2))
+            rounds = max(5, self.rounds // 2)
+            save = alternate({"ours": self.saver(ctx), "raw": self.raw_save}, rounds)
             with ctx.checkpoint(0) as checkpoint:
 
-                def over(checkpoint: Checkpoint = checkpoint, data: bytes = data) -> float:
-                    ctx.state_set_data(data)
+                def over(checkpoint: Checkpoint = checkpoint, other: bytes = other) -> float:
+                    ctx.state_set_data(other)
                     return self.timed(checkpoint.restore)
 
-                restore = alternate({"ours": over, "raw": lambda: self.twin.restore(0, ON_DEVICE)}, max(5, self.rounds // 2))
+                restore = alternate({"ours": over, "raw": lambda: self.twin.restore(0, ON_DEVICE)}, rounds)
                 if not CacheState.of_sequence(ctx.state_seq_get_data(0)).same_rows(expected):
                     raise SystemExit(f"the restore of {n_runs} runs gave other bytes")
             compact = self.timed(ctx.compact)
-            after = alternate({"ours": self.saver(ctx)}, max(5, self.rounds // 3))["ours"]
+            after = alternate({"ours": self.saver(ctx)}, rounds)["ours"]
             line = {
                 "runs": state.n_runs(0),
-                "save_seconds": save["ours"].median, "raw_save_seconds": save["raw"].median,
-                "restore_seconds": restore["ours"].median, "raw_restore_seconds": restore["raw"].median,
-                "compact_seconds": compact, "save_after_compact_seconds": after.median,
+                "rows": len(state.cells) // 2,
+                "save_seconds": save["ours"].median,
+                "raw_save_seconds": save["raw"].median,
+                "restore_seconds": restore["ours"].median,
+                "raw_restore_seconds": restore["raw"].median,
+                "compact_seconds": compact,
+                "save_after_compact_seconds": after.median,
             }
             table.append(line)
-            print(f"  {line['runs']:5} runs of 8 k rows: save {ms(save['ours'])} raw {ms(save['raw'])}, "
-                  f"restore {ms(restore['ours'])} raw {ms(restore['raw'])}, compact {compact * 1e3:.1f} ms, then save {ms(after)}")
+            print(
+                f"  {line['runs']:5} runs of {line['rows']} rows: save {ms(save['ours'])}, raw {ms(save['raw'])}; "
+                f"restore {ms(restore['ours'])}, raw {ms(restore['raw'])}; "
+                f"compact {compact * 1e3:.1f} ms, then save {ms(after)}",
+                flush=True,
+            )
         self.figures["fragmented"] = table
         ctx.state_set_data(self.whole)
 
@@ -313,19 +333,31 @@ class Bench:
     def ratio_row(self, name: str, of: Timing, to: Timing, bar: float, *, at_least: bool = False, **extra: Any) -> None:
         quotient = ratio(of, to)
         extra |= {"seconds": of.as_json(), "to_seconds": to.as_json(), "quartiles": quotient.spread}
-        self.row(name, quotient.median, bar, at_least=at_least, note=f"{ms(of)} / {ms(to)}", spread=quotient.spread, **extra)
+        note = f"{ms(of)} / {ms(to)}"
+        self.row(name, quotient.median, bar, at_least=at_least, note=note, spread=quotient.spread, **extra)
 
-    def row(self, name: str, value: float, bar: float, *, at_least: bool = False, note: str = "", digits: int = 3,
-            spread: tuple[float, float] | None = None, **extra: Any) -> None:
+    def row(
+        self,
+        name: str,
+        value: float,
+        bar: float,
+        *,
+        at_least: bool = False,
+        note: str = "",
+        digits: int = 3,
+        spread: tuple[float, float] | None = None,
+        **extra: Any,
+    ) -> None:
         met = value >= bar if at_least else value <= bar
         between = f" [{spread[0]:.3f} {spread[1]:.3f}]" if spread else ""
         sign = ">=" if at_least else "<="
-        print(f"{name:52} {value:8.{digits}f}{between} {sign} {bar:g}: {'met' if met else 'MISSED'}  {note}", flush=True)
+        verdict = "met" if met else "MISSED"
+        print(f"{name:52} {value:8.{digits}f}{between} {sign} {bar:g}: {verdict}  {note}", flush=True)
         self.figures[name.strip()] = {"value": value, "bar": bar, "at_least": at_least, "met": met, **extra}
 
 
 def ms(timing: Timing) -> str:
-    return f"{timing.median * 1e3:.3f} ms"
+    return f"{timing.median * 1e3:.4g} ms"
 
 
 if __name__ == "__main__":

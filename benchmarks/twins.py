@@ -44,8 +44,11 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--twins", type=Path, default=BUILT, help="the built library (see benchmarks/README.md)")
     parser.add_argument("--json", type=Path, help="write every figure to this file")
-    parser.add_argument("--thread-time", action="store_true",
-                        help="count the processor time of this thread, not the wall: for machines that do other work too")
+    parser.add_argument(
+        "--thread-time",
+        action="store_true",
+        help="count the processor time of this thread, not the wall: for machines that do other work",
+    )
     return parser
 
 
@@ -62,8 +65,16 @@ class Library:
         self.calls.use_thread_time(thread_time)
         self.clock = time.thread_time if thread_time else time.perf_counter
 
-    def open(self, model: Path, *, n_ctx: int, n_batch: int = 512, n_ubatch: int = 512, n_seq_max: int = 1,
-             flash_attn: bool = True) -> Twin:
+    def open(
+        self,
+        model: Path,
+        *,
+        n_ctx: int,
+        n_batch: int = 512,
+        n_ubatch: int = 512,
+        n_seq_max: int = 1,
+        flash_attn: bool = True,
+    ) -> Twin:
         return Twin(self.calls, model, n_ctx, n_batch, n_ubatch, n_seq_max, flash_attn)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lloyal.errors import InvalidArgument
 from lloyal.llama import Model
 from lloyal.llama.common import ChatPrompt, ChatTemplates, chat_apply_template, chat_builtin_templates
 
@@ -73,5 +74,10 @@ def format_builtin(name: str, messages: Sequence[Mapping[str, str]], add_generat
     InvalidArgument
         The name is unknown or there are no messages.
     """
-    chat = [(message["role"], message["content"]) for message in messages]
+    chat = []
+    for i, message in enumerate(messages):
+        role, content = message.get("role"), message.get("content")
+        if not isinstance(role, str) or not isinstance(content, str):
+            raise InvalidArgument(f"messages[{i}]={dict(message)!r} must have a role and a content, both text")
+        chat.append((role, content))
     return chat_apply_template(name, chat, add_generation_prompt)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from lloyal import llama
-from lloyal.errors import InvalidArgument, StateMismatch, Unsupported
+from lloyal.errors import InvalidArgument, LloyalError, StateMismatch, Unsupported
 from lloyal.llama import checkpoint as native
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ class Checkpoint(native.CheckpointBase):
             "partial": self.partial,
             "seq_id": seq_id,
             "rows": self._rows_native(),
-            "window_begin": self.context.memory.window_begin(self.pos_max),
+            "window_begin": self._window_begin_native(),
         }
         encoded = json.dumps(header, separators=(",", ":")).encode()
         prefix = PREFIX.pack(MAGIC, VERSION, len(encoded), len(payload))
@@ -178,7 +178,14 @@ class Checkpoint(native.CheckpointBase):
         Raises
         ------
         StateMismatch
-            Not a checkpoint, damaged, or of another model or layout: the message names the field that differs.
+            Not a checkpoint, damaged, or of another model or layout: the message names the field that differs. NaN or
+            infinity in the tensors: masked cells would spoil other sequences with it.
+        OutOfDeviceMemory
+            Host memory, or the budget, has no room.
+
+        Notes
+        -----
+        No length in `data` is trusted: what is allocated follows from the rows and must match the bytes that are there.
         """
         view = memoryview(data).cast("B")
         header, payload = _parse(view)
@@ -186,11 +193,11 @@ class Checkpoint(native.CheckpointBase):
         _compare("layout", header["layout"], ctx.cache_layout)
         rows = header["rows"]
         pos_max = rows[-1][1] - 1 if rows else -1
-        window_begin = ctx.memory.window_begin(pos_max)
-        if header["window_begin"] != window_begin:
-            raise StateMismatch(
-                f"the checkpoint's window begins at {header['window_begin']}, this context's at {window_begin}"
-            )
+        # The row that only the last token attends to may have been gone when it was taken.
+        begins = [ctx.memory.window_begin(pos_max), ctx.memory.window_begin(pos_max + 1)]
+        window_begin = header["window_begin"]
+        if window_begin not in begins:
+            raise StateMismatch(f"the checkpoint's window begins at {window_begin}, this context's at {begins[0]}")
         checkpoint = cls.__new__(cls)
         checkpoint._import_native(ctx, payload, header["partial"], header["seq_id"], rows, window_begin)
         checkpoint._adopt(ctx, "host", "read from bytes")
@@ -300,10 +307,10 @@ class Context(llama.Context):
     def _live_checkpoints(self) -> WeakSet[Checkpoint]:
         return WeakSet()
 
-    @cached_property
+    @property
     def checkpoints(self) -> Checkpoints:
         """The live checkpoints, their bytes and their budget."""
-        return Checkpoints(self)
+        return Checkpoints(self)  # not kept: it holds this object, and a cycle would delay freeing the context
 
     def checkpoint(self, seq_id: int = 0, *, where: str = "device", partial: bool = False) -> Checkpoint:
         """Keep the state of a sequence as a value.
@@ -381,16 +388,22 @@ class Context(llama.Context):
         After much trimming and forking a sequence lies in many runs of cells, and every copy of it is as many copies.
         Shared rows stay shared. Needs device memory for everything the cache holds.
         """
-        taken = [
-            Checkpoint._take(self, seq, "device", False, "compaction")
-            for seq in range(self.n_seq_max)
-            if self.memory.seq_pos_max(seq) >= 0 and not self._is_held(seq)
-        ]
+        taken: list[Checkpoint] = []
+        failed: LloyalError | None = None
         try:
+            for seq in range(self.n_seq_max):
+                if self.memory.seq_pos_max(seq) >= 0 and not self._is_held(seq):
+                    taken.append(Checkpoint._take(self, seq, "device", False, "compaction"))
+                    taken[-1].pinned = True  # a budget must not take back what is all there is in a moment
             for checkpoint in taken:
                 self.memory.seq_rm(checkpoint.seq_id)
             for checkpoint in taken:
-                checkpoint.restore()
+                try:
+                    checkpoint.restore()
+                except LloyalError as error:
+                    failed = failed or error  # the others are restored all the same
+            if failed is not None:
+                raise failed
         finally:
             for checkpoint in taken:
                 checkpoint.release()

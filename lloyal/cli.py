@@ -21,6 +21,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from lloyal import Context, Model, build_info, devices, models, system_info
+from lloyal.bench import N_MORE, checkpoint_table, measure_checkpoints, plot_checkpoints, plotter
 from lloyal.decoding import generate
 from lloyal.demo import tour
 from lloyal.errors import InvalidArgument, LloyalError
@@ -65,6 +66,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+bench = typer.Typer(cls=TyperGroup, context_settings={"help_option_names": ["-h", "--help"]})
+app.add_typer(bench, name="bench", help="Measure on this machine what lloyal claims.")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
 Threads = Annotated[int | None, typer.Option("--threads", "-t", min=1, max=512, help="CPU threads.")]
@@ -137,7 +141,9 @@ def info(
 def run(
     model: Annotated[str, typer.Option("--model", "-m", help="A GGUF file, or the name of an embedded model.")],
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="What to go on from; - reads standard input.")],
-    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=1, help="Most tokens to generate.")] = 256,
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", "-n", min=1, max=2**24, help="Most tokens to generate.")
+    ] = 256,
     temperature: Annotated[float, typer.Option(help="0 always picks the most probable token.")] = 0.8,
     top_k: Annotated[int, typer.Option(help="Draw from the k most probable; 0 is off.")] = 40,
     top_p: Annotated[float, typer.Option(help="Draw from those that reach this probability; 1 is off.")] = 0.95,
@@ -156,12 +162,16 @@ def run(
 ) -> None:
     """Generate text from a prompt, as it comes."""
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)
-    text = sys.stdin.buffer.read() if prompt == "-" else prompt
+    text = sys.stdin.buffer.read() if prompt == "-" else os.fsencode(prompt)
     began = time.perf_counter()
     with progress_bar("Loading") as show:
         loaded = Model(_find_model(model), n_gpu_layers=n_gpu_layers, progress=lambda share: show(share, 1.0))
     tokens = loaded.vocab.tokenize(text, parse_special=parse_special)
     ctx = Context(loaded, n_ctx=n_ctx or len(tokens) + max_tokens, n_seq_max=1, n_threads=threads)
+    if len(tokens) > ctx.n_ctx:
+        raise InvalidArgument(
+            f"the prompt has {len(tokens)} tokens, --n-ctx gives {ctx.n_ctx}: raise it, or leave it out"
+        )
     ready = time.perf_counter()
     with progress_bar("Reading") as show:
         generation = generate(ctx, tokens, max_tokens=max_tokens, sampling=sampling, progress=show)
@@ -214,6 +224,46 @@ def rpc_server(
         "this port can read, write and run things in this process: never expose it to an open network."
     )
     rpc_serve(endpoint, [found[name] for name in device] if device else None, n_threads=threads, cache_dir=cache_dir)
+
+
+@bench.command("checkpoint")
+def bench_checkpoint(
+    model: Annotated[str, typer.Option("--model", "-m", help="A GGUF file, or an embedded model.")] = "nano",
+    tokens: Annotated[int, typer.Option("--n-tokens", "-n", min=64, help="Length of the prompt.")] = 4096,
+    plot: Annotated[str | None, typer.Option("--plot", help="Write a picture to this file (.png, .svg, .pdf).")] = None,
+    n_gpu_layers: Annotated[int, typer.Option("--n-gpu-layers", help="Layers on the devices; -1 is all.")] = -1,
+    threads: Threads = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Every way to keep a state and bring it back, at three lengths of a prompt."""
+    if plot is not None:
+        plotter()  # what is missing is said before the work, not after
+    began = time.perf_counter()
+    lengths = sorted({max(16, tokens // 16), max(16, tokens // 4), tokens})
+    with Model(_find_model(model), n_gpu_layers=n_gpu_layers) as loaded:
+        prompt = _numbers(loaded, tokens)
+        with Context(loaded, n_ctx=tokens + N_MORE, n_batch=512, n_seq_max=4, n_threads=threads) as ctx:
+            with progress_bar("Measuring") as show:
+                result = {"model": model} | measure_checkpoints(ctx, prompt, lengths, progress=show)
+    result["n_threads"] = threads
+    result["seconds"] = time.perf_counter() - began
+    if plot is not None:
+        plot_checkpoints(result, plot)
+    if as_json:
+        _write_json(result)
+    else:
+        console = Console(highlight=False)
+        console.print(checkpoint_table(result))
+        good = "Every restored state has the bytes it had." if result["identical"] else "A RESTORED STATE DIFFERS."
+        console.print(f"\n{good}", style="green" if result["identical"] else "bold red")
+    if not result["identical"]:
+        raise typer.Exit(1)
+
+
+def _numbers(model: Model, n: int) -> list[int]:
+    """A prompt of `n` tokens that any vocabulary has; what it says does not matter for copying."""
+    text = model.vocab.tokenize(" ".join(map(str, range(n))))
+    return (text * (n // len(text) + 1))[:n]
 
 
 def _find_model(name: str) -> str:

@@ -7,6 +7,7 @@ checkpoint go with it: save before the last token of a prompt, restore, and gene
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from numbers import Integral
 
 from lloyal.errors import InvalidArgument, Unsupported
 from lloyal.llama import Batch, Context, Sampler
@@ -20,7 +21,7 @@ Progress = Callable[[int, int], object]
 
 def prefill(
     ctx: Context,
-    prompt: str | Sequence[int],
+    prompt: str | bytes | Sequence[int],
     *,
     seq_id: int = 0,
     pos0: int | None = None,
@@ -32,7 +33,7 @@ def prefill(
     Parameters
     ----------
     ctx : Context
-    prompt : str or sequence of int
+    prompt : str, bytes or sequence of int
         Text is tokenized, with the special tokens the model asks for if it begins the sequence.
     seq_id : int
     pos0 : int, optional
@@ -67,7 +68,7 @@ def prefill(
 
 def generate(
     ctx: Context,
-    prompt: str | Sequence[int],
+    prompt: str | bytes | Sequence[int],
     *,
     max_tokens: int | None = None,
     sampling: Sampling | Sampler | None = None,
@@ -79,7 +80,7 @@ def generate(
     Parameters
     ----------
     ctx : Context
-    prompt : str or sequence of int
+    prompt : str, bytes or sequence of int
         What comes next in the sequence, at least one token: all of a new text, or after a restore or an earlier
         generation the token that was not decoded yet. Text is tokenized as in `prefill`.
     max_tokens : int, optional
@@ -104,7 +105,7 @@ def generate(
     Unsupported
         The model keeps no memory: an encoder, or a diffusion model.
     """
-    return Generation(ctx, prompt, max_tokens, sampling or Sampling(), seq_id, progress)
+    return Generation(ctx, prompt, max_tokens, Sampling() if sampling is None else sampling, seq_id, progress)
 
 
 class Generation(Iterator[int]):
@@ -128,16 +129,18 @@ class Generation(Iterator[int]):
     def __init__(
         self,
         ctx: Context,
-        prompt: str | Sequence[int],
+        prompt: str | bytes | Sequence[int],
         max_tokens: int | None,
         sampling: Sampling | Sampler,
         seq_id: int,
         progress: Progress | None,
     ) -> None:
-        if max_tokens is not None and max_tokens < 1:
-            raise InvalidArgument(f"max_tokens={max_tokens} must be at least 1, or None for no limit")
+        if max_tokens is not None and (not isinstance(max_tokens, Integral) or max_tokens < 1):
+            raise InvalidArgument(f"max_tokens={max_tokens!r} must be an integer from 1, or None for no limit")
+        if not (isinstance(sampling, Sampling) or hasattr(sampling, "sample")):
+            raise TypeError(f"sampling={sampling!r} must be a Sampling or a Sampler")
         self._ctx = ctx
-        self._vocab = ctx.model.vocab
+        self._vocab = ctx.vocab
         self._pos = _next_position(ctx, seq_id)
         self._seq_id = seq_id
         self._max_tokens = max_tokens
@@ -200,14 +203,15 @@ def _next_position(ctx: Context, seq_id: int) -> int:
     if ctx.memory.kind == "none":
         # Every decode would see its own tokens only: a plausible text that has nothing to do with the prompt.
         raise Unsupported(
-            f"{ctx.model.desc} keeps no memory from one decode to the next (an encoder, or a diffusion model): "
+            f"this {ctx.model.arch} model keeps no memory from one decode to the next (an encoder, or a diffusion model): "
             "it cannot go on token by token"
         )
     return ctx.memory.seq_pos_max(seq_id) + 1
 
 
-def _tokens(ctx: Context, prompt: str | Sequence[int], pos: int) -> Sequence[int]:
-    tokens = ctx.model.vocab.tokenize(prompt, add_special=pos == 0) if isinstance(prompt, str) else prompt
+def _tokens(ctx: Context, prompt: str | bytes | Sequence[int], pos: int) -> Sequence[int]:
+    text = isinstance(prompt, (str, bytes))
+    tokens = ctx.vocab.tokenize(prompt, add_special=pos == 0) if text else prompt
     if len(tokens) == 0:
         raise InvalidArgument(
             "the prompt has no tokens: give at least one (after a restore, the one that was not decoded yet)"

@@ -29,14 +29,14 @@ TWIN_API Twin * twin_open(const char * path, uint32_t n_ctx, uint32_t n_batch, u
         return nullptr;
     }
     llama_context_params params = llama_context_default_params();
-    params.n_ctx           = n_ctx;
-    params.n_batch         = n_batch;
-    params.n_ubatch        = n_ubatch;
-    params.n_seq_max       = n_seq_max;
-    params.n_threads       = 1;
+    params.n_ctx = n_ctx;
+    params.n_batch = n_batch;
+    params.n_ubatch = n_ubatch;
+    params.n_seq_max = n_seq_max;
+    params.n_threads = 1;
     params.n_threads_batch = 1;
-    params.kv_unified      = true;
-    params.no_perf         = true;
+    params.kv_unified = true;
+    params.no_perf = true;
     params.flash_attn_type = flash_attn ? LLAMA_FLASH_ATTN_TYPE_AUTO : LLAMA_FLASH_ATTN_TYPE_DISABLED;
     twin->ctx = llama_init_from_model(twin->model, params);
     if (!twin->ctx) {

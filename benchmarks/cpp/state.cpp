@@ -107,7 +107,8 @@ class Copies {
         lloyal::Collector state;
         memory(twin)->state_write(state, seq, 0);
         const size_t n = state.n_tensor_bytes();
-        buffer_ = std::make_unique<lloyal::DeviceBuffer>(ggml_backend_buffer_get_type(state.slices.at(0).tensor->buffer), n);
+        buffer_ =
+            std::make_unique<lloyal::DeviceBuffer>(ggml_backend_buffer_get_type(state.slices.at(0).tensor->buffer), n);
         size_t at = 0;
         for (const lloyal::Slice & slice : state.slices) {
             list_.add({slice.tensor, slice.offset, buffer_->tensor(), at, slice.size});
@@ -121,9 +122,9 @@ class Copies {
     }
 
   private:
-    llama_context *                       ctx_;
+    llama_context * ctx_;
     std::unique_ptr<lloyal::DeviceBuffer> buffer_;
-    lloyal::CopyList                      list_;
+    lloyal::CopyList list_;
 };
 
 TWIN_API Copies * copies_new(Twin * twin, int32_t seq) {

@@ -9,8 +9,8 @@
 #define TWIN_API extern "C" __attribute__((visibility("default")))
 
 struct Twin {
-    llama_model *   model = nullptr;
-    llama_context * ctx   = nullptr;
+    llama_model * model = nullptr;
+    llama_context * ctx = nullptr;
 };
 
 // While one lives, llama.cpp logs nothing: its log goes to whoever else is in the process.
@@ -25,7 +25,7 @@ class Quiet {
 
   private:
     ggml_log_callback callback_;
-    void *            user_data_;
+    void * user_data_;
 };
 
 // What both sides are timed with: the wall, or the processor time of this thread, which other processes do not disturb.

@@ -33,32 +33,78 @@ Blob take_blob(Collector & state, BufferPool & pool, bool host, CopyList & copie
     return blob;
 }
 
-// Copy the rows that no live chunk holds into a new one.
-std::unique_ptr<Chunk> take_chunk(const KvLayout & layout, SeqId seq, const Runs & rows, BufferPool & pool, bool host,
-                                  CopyList & copies) {
-    const llama_kv_cells & cells = layout.cache->get_cells(seq);
-    const auto & by_pos = cells.seq_pos_get(seq);
+// Cells that follow each other and hold rows that do.
+struct CellRange {
+    Pos      pos;
+    uint32_t cell;
+    uint32_t n;
+};
+
+// Where `rows` of `seq` lie, in order of position; false unless each has exactly one cell. Few are looked up in the tree
+// of positions; for many one pass over the cell table is faster, since the tree is never in the processor's cache.
+bool find_cells(const llama_kv_cache & cache, SeqId seq, const Runs & rows, std::vector<CellRange> & ranges) {
+    ranges.clear();
+    if (rows.empty()) {
+        return true;
+    }
+    const llama_kv_cells & cells = cache.get_cells(seq);
+    std::vector<CellRange> held;
+    const auto hold = [&held](Pos pos, uint32_t cell) {
+        CellRange * last = held.empty() ? nullptr : &held.back();
+        if (last && last->cell + last->n == cell && last->pos + Pos(last->n) == pos) {
+            ++last->n;
+        } else {
+            held.push_back({pos, cell, 1});
+        }
+    };
+    if (size_t(rows.end() - rows.begin()) * 8 < cells.used_max_p1()) {
+        const auto & by_pos = cells.seq_pos_get(seq);
+        for (auto at = by_pos.lower_bound({rows.begin(), 0}); at != by_pos.end() && at->first < rows.end(); ++at) {
+            hold(at->first, at->second);
+        }
+    } else {
+        for (uint32_t i = 0; i < cells.used_max_p1(); ++i) {
+            if (!cells.is_empty(i) && cells.seq_has(i, seq) && cells.pos_get(i) >= rows.begin() && cells.pos_get(i) < rows.end()) {
+                hold(cells.pos_get(i), i);
+            }
+        }
+    }
+    std::sort(held.begin(), held.end(), [](const CellRange & a, const CellRange & b) { return a.pos < b.pos; });
+    for (size_t i = 1; i < held.size(); ++i) {
+        if (held[i].pos < held[i - 1].pos + Pos(held[i - 1].n)) {
+            return false; // a position repeats
+        }
+    }
+    auto at = held.begin();
+    for (const Run & run : rows.list()) {
+        for (Pos pos = run.begin; pos < run.end;) {
+            while (at != held.end() && at->pos + Pos(at->n) <= pos) {
+                ++at;
+            }
+            if (at == held.end() || at->pos > pos) {
+                return false;
+            }
+            const uint32_t skip = uint32_t(pos - at->pos);
+            const uint32_t n = std::min(at->n - skip, uint32_t(run.end - pos));
+            ranges.push_back({pos, at->cell + skip, n});
+            pos += Pos(n);
+        }
+    }
+    return true;
+}
+
+// Copy the rows that no live chunk holds, and that lie in `ranges`, into a new one.
+std::unique_ptr<Chunk> take_chunk(const KvLayout & layout, SeqId seq, const Runs & rows, const std::vector<CellRange> & ranges,
+                                  BufferPool & pool, bool host, CopyList & copies) {
     auto chunk = std::make_unique<Chunk>();
     chunk->rows = rows;
     chunk->host = host;
     chunk->n_rows = uint32_t(rows.size());
-
-    struct CellRange {
-        uint32_t cell;
-        uint32_t n;
-    };
-    std::vector<CellRange> ranges;
-    for (const Run & run : rows.list()) {
-        auto at = by_pos.lower_bound({run.begin, 0});
-        for (Pos pos = run.begin; pos < run.end; ++pos, ++at) {
-            const uint32_t cell = at->second;
-            if (!ranges.empty() && ranges.back().cell + ranges.back().n == cell) {
-                ++ranges.back().n;
-            } else {
-                ranges.push_back({cell, 1});
-            }
-            if (layout.has_ext) {
-                chunk->ext.push_back(cells.ext_get(cell));
+    if (layout.has_ext) {
+        const llama_kv_cells & cells = layout.cache->get_cells(seq);
+        for (const CellRange & range : ranges) {
+            for (uint32_t i = 0; i < range.n; ++i) {
+                chunk->ext.push_back(cells.ext_get(range.cell + i));
             }
         }
     }
@@ -81,23 +127,6 @@ std::unique_ptr<Chunk> take_chunk(const KvLayout & layout, SeqId seq, const Runs
         }
     }
     return chunk;
-}
-
-// True if `seq` has exactly one cell for each of `rows` in this cache.
-bool has_rows(const llama_kv_cache & cache, SeqId seq, const Runs & rows) {
-    const auto & by_pos = cache.get_cells(seq).seq_pos_get(seq);
-    for (const Run & run : rows.list()) {
-        auto at = by_pos.lower_bound({run.begin, 0});
-        for (Pos pos = run.begin; pos < run.end; ++pos, ++at) {
-            if (at == by_pos.end() || at->first != pos) {
-                return false;
-            }
-        }
-        if (at != by_pos.end() && at->first < run.end) {
-            return false; // a position repeats
-        }
-    }
-    return true;
 }
 
 } // namespace
@@ -190,8 +219,11 @@ Status CheckpointStore::make_room(size_t bytes) {
                           text("the budget of ", budget_bytes, " bytes has ", live_bytes(), " in use, the checkpoint needs ",
                                bytes, " more", evict ? " and nothing is left to evict" : ": release some, or set evict=True"));
         }
-        candidates[i]->drop();
-        candidates[i]->evicted = true;
+        // One that another thread is reading right now is in use.
+        if (std::unique_lock<std::mutex> lock(candidates[i]->content, std::try_to_lock); lock) {
+            candidates[i]->drop();
+            candidates[i]->evicted = true;
+        }
     }
     return {};
 }
@@ -215,6 +247,7 @@ void CheckpointBox::drop() {
 }
 
 size_t CheckpointBox::nbytes() const {
+    std::lock_guard<std::mutex> lock(content);
     size_t n = (recurrent ? recurrent->bytes() : 0) + (whole ? whole->bytes() : 0);
     for (const Part & part : parts) {
         n += size_t(part.rows.size()) * context->store->layouts[part.cache].row_bytes();
@@ -223,6 +256,7 @@ size_t CheckpointBox::nbytes() const {
 }
 
 std::map<ggml_backend_buffer_type_t, size_t> CheckpointBox::buffers() const {
+    std::lock_guard<std::mutex> lock(content);
     std::map<ggml_backend_buffer_type_t, size_t> found;
     for (const Part & part : parts) {
         const std::vector<RowTensor> & tensors = context->store->layouts[part.cache].streams[0];
@@ -243,6 +277,7 @@ std::map<ggml_backend_buffer_type_t, size_t> CheckpointBox::buffers() const {
 }
 
 size_t CheckpointBox::n_segments() const {
+    std::lock_guard<std::mutex> lock(content);
     size_t n = 0;
     for (const Part & part : parts) {
         n += part.segments.size();
@@ -251,6 +286,7 @@ size_t CheckpointBox::n_segments() const {
 }
 
 size_t CheckpointBox::meta_bytes() const {
+    std::lock_guard<std::mutex> lock(content);
     size_t n = sizeof(CheckpointBox) + rows.list().size() * sizeof(Run);
     for (const Part & part : parts) {
         n += sizeof(Part) + part.segments.capacity() * sizeof(Segment) + part.rows.list().size() * sizeof(Run);
@@ -297,19 +333,30 @@ bool take_parts(ContextBox & box, CheckpointStore & store, CheckpointBox & ck, S
         if (ck.partial && base) {
             continue;
         }
-        const Runs rows = base ? ck.rows : ck.rows.slice(map.window_begin(ck.pos_max), POS_END);
+        ck.window_begin = map.window ? map.window_begin(ck.pos_max) : 0;
+        const Runs rows = base ? ck.rows : ck.rows.slice(ck.window_begin, POS_END);
         if (base && map.caches[i]->get_cells(ck.seq).seq_pos_get(ck.seq).size() != size_t(rows.size())) {
             return false; // positions repeat (M-RoPE images)
         }
         ck.parts.push_back({i, rows, {}});
     }
     std::vector<Runs> missing(ck.parts.size());
+    std::vector<std::vector<CellRange>> ranges(ck.parts.size());
     for (size_t p = 0; p < ck.parts.size(); ++p) {
         CheckpointBox::Part & part = ck.parts[p];
         auto & index = (host ? store.host_chunks : store.device_chunks)[part.cache];
         index->find(part.rows, part.segments, missing[p]);
-        if (!has_rows(*map.caches[part.cache], ck.seq, missing[p])) {
-            return false;
+        if (!find_cells(*map.caches[part.cache], ck.seq, missing[p], ranges[p])) {
+            // Rows that no later token attends to, only one in place of the last, may be gone: their cells get reused.
+            ck.window_begin = map.window_begin(ck.rows.end());
+            part.rows = part.rows.slice(ck.window_begin, POS_END);
+            part.segments.clear();
+            missing[p] = Runs();
+            index->find(part.rows, part.segments, missing[p]);
+            if (is_base(map, part.cache) || part.rows.empty() ||
+                !find_cells(*map.caches[part.cache], ck.seq, missing[p], ranges[p])) {
+                return false;
+            }
         }
         need += size_t(missing[p].size()) * store.layouts[part.cache].row_bytes();
     }
@@ -325,7 +372,7 @@ bool take_parts(ContextBox & box, CheckpointStore & store, CheckpointBox & ck, S
     std::vector<Fresh> fresh;
     for (size_t p = 0; p < ck.parts.size(); ++p) {
         if (!missing[p].empty()) {
-            fresh.push_back({p, take_chunk(store.layouts[ck.parts[p].cache], ck.seq, missing[p], *store.pool, host, copies)});
+            fresh.push_back({p, take_chunk(store.layouts[ck.parts[p].cache], ck.seq, missing[p], ranges[p], *store.pool, host, copies)});
         }
     }
     if (map.recurrent) {

@@ -49,6 +49,7 @@ struct CheckpointBox {
     Runs    rows;            // every logical row up to its end
     Pos     pos_min = -1;
     Pos     pos_max = -1;
+    Pos     window_begin = 0; // its rows of a sliding-window cache begin here
     SeqId   lease   = -1;    // where=cells: the sequence that holds the cells
 
     struct Part {
@@ -60,6 +61,8 @@ struct CheckpointBox {
     std::optional<Blob> recurrent;
     std::optional<Blob> whole;
 
+    // Held while the parts are read or dropped: a thread in its context may evict it while another one copies it out.
+    mutable std::mutex content;
     bool     pinned  = false;
     bool     evicted = false;
     uint64_t used_at = 0;

@@ -35,6 +35,7 @@ cdef extern from "checkpoint.hpp" namespace "lloyal" nogil:
         Runs rows
         int32_t pos_min
         int32_t pos_max
+        int32_t window_begin
         int32_t lease
         bool pinned
         bool evicted

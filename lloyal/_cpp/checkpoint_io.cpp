@@ -9,6 +9,7 @@
 #include "llama-memory-recurrent.h"
 #include "llama-model.h"
 
+#include <algorithm>
 #include <cstring>
 #include <limits>
 
@@ -79,6 +80,43 @@ size_t part_bytes(const KvLayout & layout, size_t n_rows) {
     return n_rows * (layout.row_bytes() + (layout.has_ext ? sizeof(llama_kv_cell_ext) : 0));
 }
 
+template <typename T> bool no_exponent_is(const uint8_t * data, size_t size, size_t step, T all_ones) {
+    bool good = true;
+    for (size_t at = 0; at + sizeof(T) <= size; at += step) {
+        T value;
+        std::memcpy(&value, data + at, sizeof(T));
+        good &= (value & all_ones) != all_ones;
+    }
+    return good;
+}
+
+// NaN or infinity would outlive its sequence: rows of free cells are masked by arithmetic, and spoil every other sequence.
+bool is_finite(ggml_type type, const uint8_t * data, size_t size) {
+    switch (type) {
+        case GGML_TYPE_F32:  return no_exponent_is<uint32_t>(data, size, 4, 0x7f800000);
+        case GGML_TYPE_F16:  return no_exponent_is<uint16_t>(data, size, 2, 0x7c00);
+        case GGML_TYPE_BF16: return no_exponent_is<uint16_t>(data, size, 2, 0x7f80);
+        // Blocks begin with their scale in f16, some have a minimum after it.
+        case GGML_TYPE_Q4_1:
+        case GGML_TYPE_Q5_1:
+            if (size > 2 && !no_exponent_is<uint16_t>(data + 2, size - 2, ggml_type_size(type), 0x7c00)) {
+                return false;
+            }
+            [[fallthrough]];
+        default: return no_exponent_is<uint16_t>(data, size, ggml_type_size(type), 0x7c00);
+    }
+}
+
+// A content id stands for one row: the store finds rows by it.
+bool ids_differ(std::vector<Run> runs) {
+    std::sort(runs.begin(), runs.end(), [](const Run & a, const Run & b) {
+        return a.epoch != b.epoch ? a.epoch < b.epoch : a.first < b.first;
+    });
+    return std::adjacent_find(runs.begin(), runs.end(), [](const Run & a, const Run & b) {
+        return a.epoch == b.epoch && b.first - a.first < uint64_t(a.end - a.begin);
+    }) == runs.end();
+}
+
 // The parts a checkpoint has, from what a header says.
 std::vector<CheckpointBox::Part> expected_parts(const ContextBox & box, bool partial, const Runs & rows, Pos window_begin) {
     std::vector<CheckpointBox::Part> parts;
@@ -130,33 +168,44 @@ Status layout_signature(ContextBox & box, std::vector<uint8_t> & out) noexcept {
     });
 }
 
+namespace {
+
+// The caller holds `ck.content`.
+Status export_size(const CheckpointBox & ck, size_t & size) {
+    const CheckpointStore & store = *ck.context->store;
+    if (Status status = check_kind(*ck.context, store); !status.ok()) {
+        return status;
+    }
+    if (ck.evicted) {
+        return Status(Code::stale_checkpoint, "this checkpoint was evicted to keep the budget");
+    }
+    if (ck.whole) {
+        return Status(Code::unsupported, "a checkpoint with repeated positions (M-RoPE images) cannot be serialized");
+    }
+    size = 0;
+    for (const CheckpointBox::Part & part : ck.parts) {
+        size += part_bytes(store.layouts[part.cache], size_t(part.rows.size()));
+    }
+    for (size_t i = 0; ck.recurrent && i < ck.recurrent->pieces.size(); ++i) {
+        size += ck.recurrent->pieces[i].size;
+    }
+    return {};
+}
+
+} // namespace
+
 Status checkpoint_export_size(CheckpointBox & ck, size_t & size) noexcept {
     return guarded(Code::decode_failed, [&]() -> Status {
-        const CheckpointStore & store = *ck.context->store;
-        if (Status status = check_kind(*ck.context, store); !status.ok()) {
-            return status;
-        }
-        if (ck.evicted) {
-            return Status(Code::stale_checkpoint, "this checkpoint was evicted to keep the budget");
-        }
-        if (ck.whole) {
-            return Status(Code::unsupported, "a checkpoint with repeated positions (M-RoPE images) cannot be serialized");
-        }
-        size = 0;
-        for (const CheckpointBox::Part & part : ck.parts) {
-            size += part_bytes(store.layouts[part.cache], size_t(part.rows.size()));
-        }
-        for (size_t i = 0; ck.recurrent && i < ck.recurrent->pieces.size(); ++i) {
-            size += ck.recurrent->pieces[i].size;
-        }
-        return {};
+        std::lock_guard<std::mutex> lock(ck.content);
+        return export_size(ck, size);
     });
 }
 
 Status checkpoint_export(CheckpointBox & ck, uint8_t * out, size_t size) noexcept {
     return guarded(Code::decode_failed, [&]() -> Status {
+        std::lock_guard<std::mutex> lock(ck.content);
         size_t need = 0;
-        if (Status status = checkpoint_export_size(ck, need); !status.ok()) {
+        if (Status status = export_size(ck, need); !status.ok()) {
             return status;
         }
         if (size != need) {
@@ -199,7 +248,7 @@ Status checkpoint_export(CheckpointBox & ck, uint8_t * out, size_t size) noexcep
 
 Status checkpoint_import(ContextHandle context, const uint8_t * data, size_t size, bool partial, SeqId seq,
                          const std::vector<Run> & runs, Pos window_begin, CheckpointHandle & out) noexcept {
-    return guarded(Code::state_mismatch, [&]() -> Status {
+    return checkpoint_guarded([&]() -> Status {
         ContextBox & box = *context;
         CheckpointStore & store = store_of(box);
         if (Status status = check_kind(box, store); !status.ok()) {
@@ -214,6 +263,9 @@ Status checkpoint_import(ContextHandle context, const uint8_t * data, size_t siz
             end = run.end;
             ck->rows.append(run);
         }
+        if (!ids_differ(runs)) {
+            return Status(Code::state_mismatch, "two of its rows have the same content id");
+        }
         if (box.map.n_pos_max >= 0 && end > box.map.n_pos_max) {
             return Status(Code::state_mismatch, text("position ", end - 1, " is past the model's learned position table"));
         }
@@ -224,6 +276,7 @@ Status checkpoint_import(ContextHandle context, const uint8_t * data, size_t siz
         ck->pos_min = ck->rows.empty() ? -1 : ck->rows.begin();
         ck->pos_max = ck->rows.empty() ? -1 : ck->rows.end() - 1;
         ck->used_at = ++store.clock;
+        ck->window_begin = window_begin;
         ck->parts = expected_parts(box, partial, ck->rows, window_begin);
         RecurrentShape shape;
         if (box.map.recurrent && !ck->rows.empty()) {
@@ -235,6 +288,24 @@ Status checkpoint_import(ContextHandle context, const uint8_t * data, size_t siz
         }
         if (need != size) {
             return Status(Code::state_mismatch, text("the checkpoint has ", size, " bytes of tensors, its rows need ", need));
+        }
+        const uint8_t * at = data;
+        bool finite = true;
+        for (const CheckpointBox::Part & part : ck->parts) {
+            const KvLayout & layout = store.layouts[part.cache];
+            const size_t n_rows = size_t(part.rows.size());
+            at += layout.has_ext ? n_rows * sizeof(llama_kv_cell_ext) : 0;
+            for (const RowTensor & tensor : layout.streams[0]) {
+                finite = finite && is_finite(tensor.tensor->type, at, n_rows * tensor.row_bytes());
+                at += n_rows * tensor.row_bytes();
+            }
+        }
+        for (size_t i = 0; i < shape.tensors.size(); ++i) {
+            finite = finite && is_finite(shape.tensors[i]->type, at, shape.sizes[i]);
+            at += shape.sizes[i];
+        }
+        if (!finite) {
+            return Status(Code::state_mismatch, "its tensors hold NaN or infinity");
         }
         if (Status status = store.make_room(size); !status.ok()) {
             return status;
@@ -265,8 +336,18 @@ Status checkpoint_import(ContextHandle context, const uint8_t * data, size_t siz
                 data += n;
             }
             // Not looked up by content: the ids come from outside, and what they stand for is not ours to promise.
-            part.segments.push_back({std::shared_ptr<const Chunk>(std::move(chunk)), 0, uint32_t(part.rows.size()),
-                                     part.rows.begin()});
+            const std::shared_ptr<const Chunk> shared = std::move(chunk);
+            uint32_t row = 0;
+            for (const Run & run : part.rows.list()) {
+                const uint32_t n = uint32_t(run.end - run.begin);
+                Segment * back = part.segments.empty() ? nullptr : &part.segments.back();
+                if (back && back->pos + Pos(back->n) == run.begin) {
+                    back->n += n;
+                } else { // a segment has no hole in its positions
+                    part.segments.push_back({shared, row, n, run.begin});
+                }
+                row += n;
+            }
         }
         if (box.map.recurrent && !ck->rows.empty()) {
             Blob blob;

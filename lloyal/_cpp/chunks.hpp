@@ -63,7 +63,7 @@ struct Chunk {
     }
 };
 
-// `n` rows of a chunk from `row`, in order of position.
+// `n` rows of a chunk from `row`, at the positions from `pos` on without a hole.
 struct Segment {
     std::shared_ptr<const Chunk> chunk;
     uint32_t row;

@@ -24,6 +24,7 @@ cdef extern from "log.hpp" namespace "lloyal" nogil:
     bool log_pending()
     vector[LogLine] log_drain(uint64_t& lost)
     string log_last()
+    void log_mark()
 
 cdef extern from "fence.hpp" namespace "lloyal" nogil:
     void fence_install()
@@ -102,6 +103,7 @@ cdef extern from "handles.hpp" namespace "lloyal" nogil:
 
     Status model_load(const vector[string]& paths, c.llama_model_params params,
                       const vector[g.ggml_backend_dev_t]& devices, const vector[float]& tensor_split, ModelHandle& out)
+    Status model_save(ModelBox& model, const string& path)
     Status model_tensor_sample(ModelBox& model, vector[uint8_t]& out)
     Status context_create(ModelHandle model, c.llama_context_params params, ContextHandle parent, PollFn poll,
                           ContextHandle& out)

@@ -297,7 +297,6 @@ template <typename Native> Status run_decode(ContextBox & box, const Batch & bat
         }
         lease_settle(box);
         log_mark();
-        box.abort_requested.store(false, std::memory_order_relaxed);
         box.poll_after_us = llama_time_us() + 20'000; // a short step never asks Python
         box.drop_outputs();
         const std::vector<StateCell> before = box.map.state_cells();
@@ -335,7 +334,6 @@ template <typename Native> Status run_encode(ContextBox & box, const Batch & bat
             return status;
         }
         log_mark();
-        box.abort_requested.store(false, std::memory_order_relaxed);
         box.poll_after_us = llama_time_us() + 20'000;
         box.drop_outputs();
         const int32_t rc = native();

@@ -12,25 +12,43 @@
 #include "llama-kv-cells.h"
 #include "llama-model.h"
 
+#include "gguf.h"
+
 #include <algorithm>
+#include <cmath>
+#include <ctime>
+#include <memory>
+#include <string_view>
 
 namespace lloyal {
 namespace {
 
 constexpr int64_t POLL_INTERVAL_US = 20'000; // Ctrl-C must stop a prefill within 200 ms
 
+// On the scale of llama_time_us. It is read between all graph nodes of every token: a clock of a few milliseconds will do,
+// and costs a fraction.
+int64_t coarse_time_us() {
+#ifdef CLOCK_MONOTONIC_COARSE
+    timespec t;
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &t);
+    return int64_t(t.tv_sec) * 1'000'000 + t.tv_nsec / 1000;
+#else
+    return llama_time_us();
+#endif
+}
+
 // llama.cpp calls this between graph nodes, on the thread that called decode.
 bool on_abort_check(void * data) {
     auto & box = *static_cast<ContextBox *>(data);
-    if (box.abort_requested.load(std::memory_order_relaxed)) {
+    if (box.use.load(std::memory_order_relaxed) == Use::stopping) {
         return true;
     }
     if (box.poll) {
-        const int64_t now = llama_time_us();
+        const int64_t now = coarse_time_us();
         if (now >= box.poll_after_us) {
             box.poll_after_us = now + POLL_INTERVAL_US;
             if (box.poll()) {
-                box.abort_requested.store(true, std::memory_order_relaxed);
+                context_request_abort(box);
                 return true;
             }
         }
@@ -59,6 +77,60 @@ ContextBox::~ContextBox() {
     --live_counts().contexts;
 }
 
+namespace {
+
+// Values of the file's metadata that llama.cpp takes as they are, and aborts or hangs on when it computes.
+Status check_hparams(const llama_model & model) {
+    const llama_hparams & hparams = model.hparams;
+    if (hparams.vocab_only) {
+        return {};
+    }
+    const std::pair<const char *, float> eps[] = {
+        {"layer_norm_epsilon", hparams.f_norm_eps}, {"layer_norm_rms_epsilon", hparams.f_norm_rms_eps},
+        {"group_norm_epsilon", hparams.f_norm_group_eps}};
+    for (const auto & [key, value] : eps) {
+        if (!std::isfinite(value) || value < 0) {
+            return Status(Code::load_failed, text("the metadata's attention.", key, " is ", value, ": it must be finite and not "
+                                                  "negative"));
+        }
+    }
+    for (uint32_t il = 0; llama_model_rope_type(&model) != LLAMA_ROPE_TYPE_NONE && il < hparams.n_layer(); ++il) {
+        const uint32_t n_rot = hparams.n_rot(il);
+        const bool rotates = hparams.n_head(il) > 0 && !hparams.is_recr(il);
+        if (rotates && (n_rot == 0 || n_rot % 2 != 0 || n_rot > std::max(hparams.n_embd_head_k(il), hparams.n_embd_head_v(il)))) {
+            return Status(Code::load_failed, text("the metadata's rope.dimension_count is ", int32_t(n_rot), " in layer ", il,
+                                                  ": it must be even, from 2 to the ", hparams.n_embd_head_k(il),
+                                                  " values of a head"));
+        }
+    }
+    return {};
+}
+
+// Values llama.cpp divides by while it loads.
+Status check_divisors(const std::string & path, const llama_model_kv_override * overrides) {
+    constexpr std::string_view KEY = ".full_attention_interval";
+    const auto zero = [](const std::string & key) {
+        return Status(Code::load_failed, key + " is 0: it must be at least 1");
+    };
+    for (; overrides && overrides->key[0]; ++overrides) {
+        const std::string key = overrides->key;
+        if (key.ends_with(KEY)) {
+            return overrides->tag == LLAMA_KV_OVERRIDE_TYPE_INT && uint32_t(overrides->val_i64) == 0 ? zero(key) : Status();
+        }
+    }
+    const std::unique_ptr<gguf_context, void (*)(gguf_context *)> file(gguf_init_from_file(path.c_str(), {true, nullptr}),
+                                                                       gguf_free);
+    for (int64_t i = 0; file && i < gguf_get_n_kv(file.get()); ++i) {
+        const std::string key = gguf_get_key(file.get(), i);
+        if (key.ends_with(KEY) && gguf_get_kv_type(file.get(), i) == GGUF_TYPE_UINT32 && gguf_get_val_u32(file.get(), i) == 0) {
+            return zero(key);
+        }
+    }
+    return {};
+}
+
+} // namespace
+
 Status model_load(const std::vector<std::string> & paths, llama_model_params params,
                   const std::vector<ggml_backend_dev_t> & devices, const std::vector<float> & tensor_split,
                   ModelHandle & out) noexcept {
@@ -73,6 +145,9 @@ Status model_load(const std::vector<std::string> & paths, llama_model_params par
         if (!owned_split.empty()) {
             owned_split.resize(llama_max_devices(), 0.0f);
             params.tensor_split = owned_split.data();
+        }
+        if (Status bad = check_divisors(paths[0], params.kv_overrides); !bad.ok()) {
+            return bad;
         }
         llama_model * model;
         if (paths.size() == 1) {
@@ -90,6 +165,18 @@ Status model_load(const std::vector<std::string> & paths, llama_model_params par
         out = make_handle<ModelBox>(model);
         out->devices = std::move(owned_devices);
         out->tensor_split = std::move(owned_split);
+        Status bad = check_hparams(*model);
+        if (!bad.ok()) {
+            out.reset();
+        }
+        return bad;
+    });
+}
+
+Status model_save(ModelBox & model, const std::string & path) noexcept {
+    return fenced(Code::decode_failed, [&]() -> Status {
+        log_mark();
+        llama_model_save_to_file(model.ptr, path.c_str());
         return {};
     });
 }

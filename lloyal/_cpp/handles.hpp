@@ -2,6 +2,7 @@
 // a parent outlives its children whatever order Python closes them in. Closing drops one reference, nothing more.
 #pragma once
 
+#include "log.hpp"
 #include "memory.hpp"
 #include "provenance.hpp"
 #include "raw_state.hpp"
@@ -63,6 +64,9 @@ class CheckpointStore;
 // Who holds a sequence id: nobody, a tenant of kv.Tenancy, or a checkpoint that keeps its cells there.
 enum class Lease : uint8_t { none = 0, tenant, checkpoint };
 
+// Whether somebody is inside a context, and was asked to stop: one value, so that a request for one call never meets another.
+enum class Use : uint8_t { idle = 0, busy, stopping };
+
 struct ContextBox {
     ModelHandle     model;
     // Whatever else the native context points into: a parent context.
@@ -74,8 +78,7 @@ struct ContextBox {
     llama_memory_t  memory = nullptr; // null for encoder-only models
 
     const uint64_t    id; // random; names this context in device blobs and content ids
-    std::atomic<bool> busy{false};
-    std::atomic<bool> abort_requested{false};
+    std::atomic<Use>  use{Use::idle};
     PollFn            poll = nullptr;
     int64_t           poll_after_us = 0;
 
@@ -94,7 +97,7 @@ struct ContextBox {
 
     std::vector<Lease> leases; // by sequence
     // Leases given up while somebody else was inside; whoever enters next frees them.
-    std::mutex         lease_mutex;
+    mutable std::mutex lease_mutex;
     std::vector<SeqId> deferred_leases;
     std::atomic<bool>  has_deferred_leases{false};
 
@@ -116,6 +119,7 @@ using ContextHandle = std::shared_ptr<ContextBox>;
 Status model_load(const std::vector<std::string> & paths, llama_model_params params,
                   const std::vector<ggml_backend_dev_t> & devices, const std::vector<float> & tensor_split,
                   ModelHandle & out) noexcept;
+Status model_save(ModelBox & model, const std::string & path) noexcept;
 // Names, types, shapes and a few bytes of every tensor: enough to tell two models apart without reading them.
 Status model_tensor_sample(ModelBox & model, std::vector<uint8_t> & out) noexcept;
 // `parent`, or null, is the context whose results or memory the new one uses.
@@ -127,18 +131,21 @@ void context_reserve(ContextBox & box);
 
 // One caller at a time: false if another thread is inside.
 inline bool context_enter(ContextBox & box) {
-    return !box.busy.exchange(true, std::memory_order_acquire);
+    log_mark(); // what llama.cpp says from here on is about this call
+    Use expected = Use::idle;
+    return box.use.compare_exchange_strong(expected, Use::busy, std::memory_order_acquire);
 }
 inline bool context_busy(const ContextBox & box) {
-    return box.busy.load(std::memory_order_acquire);
+    return box.use.load(std::memory_order_acquire) != Use::idle;
 }
 inline void context_leave(ContextBox & box) {
-    box.busy.store(false, std::memory_order_release);
+    box.use.store(Use::idle, std::memory_order_release);
 }
 
 // Stop what runs in the context now, from any thread.
 inline void context_request_abort(ContextBox & box) {
-    box.abort_requested.store(true, std::memory_order_relaxed);
+    Use expected = Use::busy;
+    box.use.compare_exchange_strong(expected, Use::stopping, std::memory_order_relaxed);
 }
 
 } // namespace lloyal

@@ -61,6 +61,10 @@ void lease_release(ContextBox & box, SeqId seq) noexcept {
 
 int32_t lease_available(const ContextBox & box) {
     int32_t n = 0;
+    {
+        std::lock_guard<std::mutex> lock(box.lease_mutex);
+        n += int32_t(box.deferred_leases.size());
+    }
     for (SeqId seq = 0; seq < box.provenance.n_seq_max(); ++seq) {
         n += box.leases[seq] == Lease::none && box.provenance.of(seq).empty();
     }

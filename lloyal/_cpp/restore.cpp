@@ -172,8 +172,8 @@ size_t free_cells(const MemoryMap & map, size_t index, SeqId dest) {
 size_t own_cells(const llama_kv_cache & cache, SeqId seq) {
     const llama_kv_cells & cells = cache.get_cells(seq);
     size_t n = 0;
-    for (const auto & [pos, cell] : cells.seq_pos_get(seq)) {
-        n += cells.seq_count(cell) == 1;
+    for (uint32_t i = 0; i < cells.used_max_p1(); ++i) {
+        n += !cells.is_empty(i) && cells.seq_has(i, seq) && cells.seq_count(i) == 1;
     }
     return n;
 }
@@ -245,9 +245,9 @@ struct Restore {
 
     bool fits(bool giving_up_dest) const {
         return std::all_of(reads.begin(), reads.end(), [&](const KvRead & read) {
-            size_t n = free_cells(box.map, read.cache, dest);
-            n += giving_up_dest ? own_cells(*box.map.caches[read.cache], dest) : 0;
-            return size_t(read.rows.size()) <= n;
+            const size_t need = size_t(read.rows.size());
+            const size_t n = free_cells(box.map, read.cache, dest);
+            return need <= n || (giving_up_dest && need <= n + own_cells(*box.map.caches[read.cache], dest));
         });
     }
 
@@ -339,7 +339,9 @@ Status restore_parts(Restore & restore) {
         restore.finish();
         return {};
     }
-    const SeqId spare = box.map.unified ? find_spare(box, dest) : -1;
+    // An empty sequence has nothing to lose: what fails leaves it empty, and there is nothing to swap.
+    const bool in_place = restore.source < 0 && box.provenance.of(dest).empty() && box.memory->seq_pos_max(dest) < 0;
+    const SeqId spare = box.map.unified && !in_place ? find_spare(box, dest) : -1;
     if (spare >= 0 && restore.fits(false)) {
         try {
             restore.read_into(spare);
@@ -400,12 +402,39 @@ Status restore_whole(ContextBox & box, CheckpointBox & ck, SeqId dest) {
             return Status(Code::cache_full, text("the state has ", ck.rows.size(), " rows, there is room for ", room));
         }
     }
-    try {
+    const auto place = [&](SeqId seq, CopyList & copies) {
         ScriptedReader reader;
         reader.script = ck.whole->meta;
-        box.memory->state_read(reader, dest, 0);
-        CopyList copies;
+        box.memory->state_read(reader, seq, 0);
         copy_blob(copies, reader, *ck.whole);
+    };
+    if (const SeqId spare = box.map.unified ? find_spare(box, dest) : -1; spare >= 0) {
+        CopyList copies;
+        bool placed = true;
+        try {
+            place(spare, copies);
+        } catch (const std::exception &) { // no room beside the destination
+            placed = false;
+            drop_sequence(box, spare);
+        }
+        if (placed) {
+            try {
+                copies.run(*box.ptr);
+            } catch (...) {
+                drop_sequence(box, spare);
+                throw;
+            }
+            drop_sequence(box, dest);
+            box.memory->seq_cp(spare, dest, -1, -1);
+            drop_sequence(box, spare);
+            box.provenance.assign(dest, ck.rows);
+            box.map.reset_ring(dest);
+            return {};
+        }
+    }
+    try {
+        CopyList copies;
+        place(dest, copies);
         copies.run(*box.ptr);
     } catch (const std::exception & e) {
         const Status status = restore_failed(dest, e);
@@ -456,6 +485,7 @@ Status checkpoint_restore(CheckpointBox & ck, ContextBox & box, SeqId dest) noex
         if (Status status = check_checkpointable(box, dest, "seq_id"); !status.ok()) {
             return status;
         }
+        std::lock_guard<std::mutex> lock(ck.content);
         if (ck.evicted) {
             return Status(Code::stale_checkpoint, "this checkpoint was evicted to keep the budget (pin it to keep it)");
         }

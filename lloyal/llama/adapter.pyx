@@ -6,6 +6,7 @@ from libcpp.vector cimport vector
 
 cimport lloyal._cpp.adapter as a
 cimport lloyal._cpp.core as core
+from lloyal.llama.args cimport as_int32
 cimport lloyal.libllama.llama as c
 from lloyal.llama.backend cimport drain_logs
 from lloyal.llama.base cimport enter, leave
@@ -206,7 +207,7 @@ cdef class ContextAdapters(ContextExt):
         cdef const float* values = NULL
         cdef size_t size = 0
         cdef int32_t width = 0
-        cdef int32_t first = il_start
+        cdef int32_t first = as_int32(il_start, "il_start")
         cdef int32_t last
         enter(self, handle)
         try:
@@ -217,7 +218,7 @@ cdef class ContextAdapters(ContextExt):
                 values = &rows[0, 0]
                 size = rows.shape[0] * rows.shape[1]
                 width = <int32_t>rows.shape[1]
-            last = c.llama_model_n_layer(handle.get().model.get().ptr) - 1 if il_end is None else il_end
+            last = c.llama_model_n_layer(handle.get().model.get().ptr) - 1 if il_end is None else as_int32(il_end, "il_end")
             with nogil:
                 status = a.control_vector_set(handle.get()[0], values, size, width, first, last)
         finally:

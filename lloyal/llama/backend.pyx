@@ -86,6 +86,7 @@ cpdef drain_logs():
     """Hand llama.cpp's waiting log lines to ``logging.getLogger("lloyal.native")``."""
     cdef uint64_t lost = 0
     cdef vector[core.LogLine] lines
+    core.log_mark()  # it belongs to the call that ends here, not to the next error
     if not core.log_pending():
         return
     lines = core.log_drain(lost)

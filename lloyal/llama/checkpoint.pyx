@@ -112,6 +112,10 @@ cdef class CheckpointBase:
         cdef vector[core.Run] runs = handle.get().rows.list()
         return [(run.begin, run.end, run.epoch, run.first) for run in runs]
 
+    def _window_begin_native(self) -> int:
+        cdef native.CheckpointHandle handle = self.pin()
+        return handle.get().window_begin
+
     def _buffers_native(self) -> dict[str, int]:
         cdef native.CheckpointHandle handle = self.pin()
         return _by_name(handle.get().buffers())

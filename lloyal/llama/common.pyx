@@ -14,7 +14,7 @@ from lloyal.llama.status cimport check
 
 import json
 
-from lloyal.errors import InvalidArgument
+from lloyal.errors import Closed, InvalidArgument
 
 __all__ = ["ChatPrompt", "ChatTemplates", "chat_apply_template", "chat_builtin_templates", "json_schema_to_grammar"]
 
@@ -217,14 +217,19 @@ cdef class ChatTemplates:
             status = common.chat_templates_load(weights, source, self.handle)
         check(status)
 
+    cdef common.ChatTemplates* _loaded(self) except NULL:
+        if self.handle.get() == NULL:
+            raise Closed("these templates were never loaded: ChatTemplates.__init__ was not called")
+        return self.handle.get()
+
     def source(self, variant: str = "") -> str:
         """The template's source; `variant` may be ``"tool_use"``, empty if there is none."""
-        return self.handle.get().source(variant.encode()).decode("utf-8", "replace")
+        return self._loaded().source(variant.encode()).decode("utf-8", "replace")
 
     @property
     def capabilities(self) -> dict[str, bool]:
         """What the template can express: tools, system role, reasoning and so on."""
-        return {name.decode(): value for name, value in dict(self.handle.get().capabilities()).items()}
+        return {name.decode(): value for name, value in dict(self._loaded().capabilities()).items()}
 
     def apply(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True,
               tools: Sequence[Mapping[str, Any]] = (), tool_choice: str = "auto", parallel_tool_calls: bool = False,
@@ -263,6 +268,7 @@ cdef class ChatTemplates:
         """
         cdef ChatPrompt out = ChatPrompt.__new__(ChatPrompt)
         cdef common.ChatInputs inputs
+        cdef common.ChatTemplates* templates
         cdef core.Status status
         if tool_choice not in ("auto", "required", "none"):
             raise InvalidArgument(f"tool_choice={tool_choice!r} must be 'auto', 'required' or 'none'")
@@ -278,8 +284,9 @@ cdef class ChatTemplates:
         inputs.parallel_tool_calls = parallel_tool_calls
         for name, value in variables.items():
             inputs.kwargs[name.encode()] = _json(name, value)
+        templates = self._loaded()
         with nogil:
-            status = self.handle.get().apply(inputs, out.native)
+            status = templates.apply(inputs, out.native)
         check(status)
         drain_logs()
         return out

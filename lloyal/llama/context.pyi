@@ -9,6 +9,7 @@ from lloyal.llama.model import Model
 from lloyal.llama.outputs import Logits
 from lloyal.llama.params import ContextParams
 from lloyal.llama.sampling_backend import ContextSampling
+from lloyal.llama.vocab import Vocab
 from numpy import float32
 from numpy.typing import NDArray
 from typing import Any, Literal, TypeVar, overload
@@ -48,6 +49,9 @@ class Context(ContextSampling):
     @property
     def model(self) -> Model: ...
     def __init__(self, model: Model, params: ContextParams | None = None, *, n_ctx: int = ..., n_batch: int = ..., n_ubatch: int = ..., n_seq_max: int = ..., n_rs_seq: int = ..., n_outputs_max: int = ..., n_outputs_max_per_seq: int = ..., samplers: Mapping[int, Any] | None = ..., type_k: str = ..., type_v: str = ..., flash_attn: str | bool = ..., kv_unified: bool = ..., swa_full: bool = ..., n_threads: int | None = ..., n_threads_batch: int | None = ..., embeddings: bool = ..., pooling: str = ..., attention: str = ..., rope_scaling: str = ..., rope_freq_base: float = ..., rope_freq_scale: float = ..., yarn_ext_factor: float = ..., yarn_attn_factor: float = ..., yarn_beta_fast: float = ..., yarn_beta_slow: float = ..., yarn_orig_ctx: int = ..., offload_kqv: bool = ..., op_offload: bool = ..., no_perf: bool = ..., type: str = ..., parent: Any = ...) -> None: ...
+    @property
+    def vocab(self) -> Vocab:
+        """The model's vocabulary; it is there even if the model was closed."""
     @property
     def memory(self) -> Memory:
         """The memory: sequences, positions, rollback."""

@@ -9,7 +9,7 @@ cimport lloyal._cpp.batch_ext as b
 cimport lloyal._cpp.core as core
 cimport lloyal.libllama.ggml as g
 cimport lloyal.libllama.llama as c
-from lloyal.llama.args cimport as_int32
+from lloyal.llama.args cimport as_int32, as_integer
 from lloyal.llama.backend cimport drain_logs
 from lloyal.llama.base cimport enter, leave
 from lloyal.llama.batch cimport Batch
@@ -19,6 +19,7 @@ from lloyal.llama.model cimport Model
 from lloyal.llama.outputs cimport copy_row, wrap_row
 from lloyal.llama.sampling_backend cimport ContextSampling
 from lloyal.llama.status cimport check
+from lloyal.llama.vocab cimport wrap_vocab
 
 import dataclasses
 import threading
@@ -122,6 +123,8 @@ cdef class Context(ContextSampling):
             params = from_keywords(ContextParams, keywords)
         elif keywords:
             raise InvalidArgument(f"give params or keywords, not both: {', '.join(keywords)}")
+        elif not isinstance(params, ContextParams):
+            raise TypeError(f"params={params!r} must be a ContextParams")
         if model.params.vocab_only:
             raise InvalidArgument("the model was loaded with vocab_only=True: it has no weights to compute with")
         threads = params.n_threads or default_threads()
@@ -176,6 +179,12 @@ cdef class Context(ContextSampling):
         self.n_vocab = c.llama_vocab_n_tokens(c.llama_model_get_vocab(weights.get().ptr))
         for seq_id, sampler in (params.samplers or {}).items():
             self.set_sampler(seq_id, sampler)
+
+    @property
+    def vocab(self) -> Vocab:
+        """The model's vocabulary; it is there even if the model was closed."""
+        cdef core.ContextHandle handle = self.pin()
+        return wrap_vocab(handle.get().model)
 
     @property
     def memory(self) -> Memory:
@@ -388,13 +397,13 @@ cdef class Context(ContextSampling):
         cdef core.ContextHandle handle = self.pin()
         return c.llama_n_threads_batch(handle.get().ptr)
 
-    def set_n_threads(self, int n_threads, int n_threads_batch) -> None:
+    def set_n_threads(self, n_threads: int, n_threads_batch: int) -> None:
         """Threads for single tokens and for batches, each from 1 to 512 (``llama_set_n_threads``)."""
         cdef core.ContextHandle handle
-        if not (1 <= n_threads <= 512 and 1 <= n_threads_batch <= 512):
-            raise InvalidArgument(f"n_threads={n_threads}, n_threads_batch={n_threads_batch}: each must be from 1 to 512")
+        cdef int32_t single = as_integer(n_threads, "n_threads", 1, 512)
+        cdef int32_t batch = as_integer(n_threads_batch, "n_threads_batch", 1, 512)
         enter(self, handle)
-        c.llama_set_n_threads(handle.get().ptr, n_threads, n_threads_batch)
+        c.llama_set_n_threads(handle.get().ptr, single, batch)
         leave(handle)
 
     @property

@@ -16,8 +16,11 @@ from lloyal.llama.rpc cimport Connection, connect_device
 from lloyal.llama.status cimport check
 
 import os
+import stat
+from collections.abc import Sequence
 
-from lloyal.errors import Aborted, InvalidArgument, LoadFailed
+from lloyal.errors import Aborted, InvalidArgument, LoadFailed, Unsupported
+from lloyal.llama.files import whole_file
 from lloyal.llama.params import ModelParams, from_keywords
 
 __all__ = ["Model"]
@@ -81,8 +84,12 @@ cdef class Model(ModelInfo):
             params = from_keywords(ModelParams, keywords)
         elif keywords:
             raise InvalidArgument(f"give params or keywords, not both: {', '.join(keywords)}")
+        elif not isinstance(params, ModelParams):
+            raise TypeError(f"params={params!r} must be a ModelParams")
         ensure_started()
         self.params = params
+        if not isinstance(path, (str, bytes, os.PathLike, Sequence)):
+            raise TypeError(f"path={path!r} must be a path or a sequence of paths")
         paths = [path] if isinstance(path, (str, bytes, os.PathLike)) else list(path)
         if not paths:
             raise InvalidArgument("path is an empty sequence")
@@ -162,14 +169,30 @@ cdef class Model(ModelInfo):
         return 0
 
     def save(self, path: StrPath) -> None:
-        """Write the model as one GGUF file (`llama_model_save_to_file`). Releases the GIL."""
+        """Write the model as one GGUF file (`llama_model_save_to_file`), which may be the one it was loaded from.
+
+        Raises
+        ------
+        Unsupported
+            The model was loaded with vocab_only=True.
+        OSError
+            It cannot be written there; what was there before is untouched.
+
+        Notes
+        -----
+        Releases the GIL.
+        """
         cdef core.ModelHandle handle = self.pin()
-        cdef bytes name = os.fsencode(path)
-        cdef const char* text = name
-        with open(path, "wb"):
-            pass  # llama.cpp does not report that it cannot write
-        with nogil:
-            c.llama_model_save_to_file(handle.get().ptr, text)
+        cdef core.Status status
+        cdef string name
+        if self.params.vocab_only:
+            raise Unsupported("the model was loaded with vocab_only=True: it has no weights to save")
+        with whole_file(path) as temporary:
+            name = os.fsencode(temporary)
+            with nogil:
+                status = core.model_save(handle.get()[0], name)
+            check(status)
+            check_file(temporary)  # llama.cpp does not report that it could not write
         drain_logs()
 
     def __repr__(self):
@@ -215,8 +238,11 @@ def check_file(path) -> None:
     """Refuse what is not a GGUF file before llama.cpp tries, with the reason the operating system gives."""
     path = os.fsdecode(path)
     try:
-        if os.path.isdir(path):
+        mode = os.stat(path).st_mode
+        if stat.S_ISDIR(mode):
             raise LoadFailed(f"{path} is a directory: give the .gguf file in it")
+        if not stat.S_ISREG(mode):
+            raise LoadFailed(f"{path} is no regular file: a model is read from several places at once")
         with open(path, "rb") as file:
             magic = file.read(4)
     except LoadFailed:

@@ -63,9 +63,11 @@ class ModelInfo:
     def n_layer_nextn(self) -> int:
         """Multi-token-prediction layers appended to the model."""
     @property
-    def n_head(self) -> int: ...
+    def n_head(self) -> int:
+        """Attention heads of the first layer; 0 without layers (vocab_only)."""
     @property
-    def n_head_kv(self) -> int: ...
+    def n_head_kv(self) -> int:
+        """Key and value heads of the first layer; 0 without layers (vocab_only)."""
     @property
     def n_swa(self) -> int:
         """Sliding-window size of the file, 0 without one. `ctx.memory.kind` says what the cache really does."""

@@ -142,12 +142,18 @@ cdef class ModelInfo:
 
     @property
     def n_head(self) -> int:
+        """Attention heads of the first layer; 0 without layers (vocab_only)."""
         cdef core.ModelHandle handle = self.pin()
+        if c.llama_model_n_layer(handle.get().ptr) == 0:
+            return 0  # llama.cpp aborts
         return c.llama_model_n_head(handle.get().ptr)
 
     @property
     def n_head_kv(self) -> int:
+        """Key and value heads of the first layer; 0 without layers (vocab_only)."""
         cdef core.ModelHandle handle = self.pin()
+        if c.llama_model_n_layer(handle.get().ptr) == 0:
+            return 0
         return c.llama_model_n_head_kv(handle.get().ptr)
 
     @property

@@ -68,6 +68,8 @@ def check_overrides(overrides: Mapping[str, object]) -> None:
     for key, value in overrides.items():
         if not isinstance(key, str):
             raise InvalidArgument(f"kv_overrides[{key!r}]: keys are strings")
+        if "\0" in key or (isinstance(value, str) and "\0" in value):
+            raise InvalidArgument(f"kv_overrides[{key!r}]={value!r}: llama.cpp would end it at the NUL")
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
             raise InvalidArgument(f"kv_overrides[{key!r}]={value} does not fit into 64 bits")
         if not key or len(key.encode()) > 127 or (isinstance(value, str) and len(value.encode()) > 127):
@@ -77,6 +79,20 @@ def check_overrides(overrides: Mapping[str, object]) -> None:
 def _check_int(name: str, value: object, low: int, high: int = INT32_MAX) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
         raise InvalidArgument(f"{name}={value!r} must be an integer from {low} to {high}")
+
+
+def _check_number(name: str, value: object, low: float = -math.inf) -> None:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value) or value < low:
+        at_least = f" from {low:g}" if math.isfinite(low) else ""
+        raise InvalidArgument(f"{name}={value!r} must be a finite number{at_least}")
+
+
+def _check_flags(params: object) -> None:
+    """Fields declared as bool take nothing else: a string would be true whatever it says."""
+    for field in dataclasses.fields(params):  # type: ignore[arg-type]
+        value = getattr(params, field.name)
+        if field.type == "bool" and not isinstance(value, bool):
+            raise InvalidArgument(f"{field.name}={value!r} must be True or False")
 
 
 def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
@@ -134,10 +150,21 @@ class ModelParams:
         _check_int("n_gpu_layers", self.n_gpu_layers, -1)
         _check_int("main_gpu", self.main_gpu, 0)
         _check_choice("split_mode", self.split_mode, ("none", "layer", "row", "tensor"))
+        _check_flags(self)
+        if self.kv_overrides is not None and not isinstance(self.kv_overrides, Mapping):
+            raise InvalidArgument(f"kv_overrides={self.kv_overrides!r} must be a mapping of keys to values")
         check_overrides(self.kv_overrides or {})
         if isinstance(self.devices, str):
             raise InvalidArgument(f"devices={self.devices!r} must be a list: [{self.devices!r}]")
+        if self.devices is not None and not isinstance(self.devices, Iterable):
+            raise InvalidArgument(f"devices={self.devices!r} must be a list of devices or names")
+        if self.tensor_split is not None and (
+            isinstance(self.tensor_split, str) or not isinstance(self.tensor_split, Iterable)
+        ):
+            raise InvalidArgument(f"tensor_split={self.tensor_split!r} must be a list of shares")
         shares = list(self.tensor_split or ())
+        for share in shares:
+            _check_number("tensor_split", share, 0)
         if shares and not (all(0.0 <= share < math.inf for share in shares) and any(shares)):
             raise InvalidArgument(f"tensor_split={shares} must be finite shares from 0, not all 0")
         if self.progress is not None and not callable(self.progress):
@@ -226,6 +253,13 @@ class ContextParams:
     parent: Any = None
 
     def __post_init__(self) -> None:
+        _check_flags(self)
+        for name in ("rope_freq_base", "rope_freq_scale"):
+            _check_number(name, getattr(self, name), 0)
+        for name in ("yarn_ext_factor", "yarn_attn_factor", "yarn_beta_fast", "yarn_beta_slow"):
+            _check_number(name, getattr(self, name))
+        if self.samplers is not None and not isinstance(self.samplers, Mapping):
+            raise InvalidArgument(f"samplers={self.samplers!r} must be a mapping of sequence ids to samplers")
         _check_int("n_ctx", self.n_ctx, 0)
         _check_int("n_batch", self.n_batch, 1)
         _check_int("n_ubatch", self.n_ubatch, 1)

@@ -12,6 +12,7 @@ from libcpp.string cimport string
 from libcpp.vector cimport vector
 
 cimport lloyal._cpp.core as core
+from lloyal.llama.args cimport as_integer
 cimport lloyal._cpp.rpc as r
 cimport lloyal.libllama.ggml as g
 cimport lloyal.libllama.rpc as rpc
@@ -157,7 +158,7 @@ def rpc_serve(endpoint: str = DEFAULT_ENDPOINT, devices: Sequence[Device] | None
     cdef Device device
     cdef string name
     cdef string folder
-    cdef size_t threads = n_threads or default_threads()
+    cdef size_t threads = default_threads() if n_threads is None else as_integer(n_threads, "n_threads", 1, 512)
     host, port = _parse(endpoint)
     host = "127.0.0.1" if host == "localhost" else host
     try:

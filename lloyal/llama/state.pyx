@@ -18,9 +18,9 @@ from lloyal.llama.status cimport check
 import mmap
 import os
 import struct
-import tempfile
 
 from lloyal.errors import InvalidArgument, StateMismatch
+from lloyal.llama.files import whole_file
 
 __all__ = ["ContextState"]
 
@@ -337,22 +337,12 @@ def _read_header(path, file, magic, version):
 
 
 def _write_whole(path, *parts) -> int:
-    """Write a file that appears whole or not at all."""
-    path = os.fspath(path)
-    folder = os.path.dirname(os.path.abspath(path))
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".lloyal-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            for part in parts:
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-            size = file.tell()
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    return size
+    with whole_file(path) as name, open(name, "wb") as file:
+        for part in parts:
+            file.write(part)
+        file.flush()
+        os.fsync(file.fileno())
+        return file.tell()
 
 
 class _MappedFile:

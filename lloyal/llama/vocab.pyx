@@ -79,7 +79,10 @@ cdef class Vocab:
         cdef vector[c.llama_token] tokens
         cdef core.Status status
         if isinstance(text, str):
-            data = text.encode()
+            try:
+                data = text.encode()
+            except UnicodeEncodeError as error:
+                raise InvalidArgument(f"text[{error.start}]={text[error.start]!r} is half a surrogate pair: it has no UTF-8")
         elif isinstance(text, (bytes, bytearray, memoryview)):
             data = bytes(text)
         else:

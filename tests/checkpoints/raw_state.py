@@ -70,6 +70,14 @@ class RawState:
     caches: list[Cache]
     recurrent: bytes
 
+    def without_stale(self, window: int) -> RawState:
+        """Without rows of the window cache, the last one, that no next token attends to: their cells may be reused."""
+        cache = self.caches[-1]
+        kept = cache.positions > cache.positions.max(initial=0) + 1 - window
+        tensors = [Tensor(tensor.header, tensor.data[:, kept]) for tensor in cache.tensors]
+        cache = dataclasses.replace(cache, positions=cache.positions[kept], ext=cache.ext[kept], tensors=tensors)
+        return RawState([*self.caches[:-1], cache], self.recurrent)
+
     def encode(self) -> bytes:
         """A blob for `state_seq_set_data_ext`."""
         return struct.pack("<Ii", MAGIC, 0) + b"".join(cache.encode() for cache in self.caches) + self.recurrent

@@ -35,15 +35,32 @@ def options() -> list[Option]:
     ]
     if FULL:
         return every
-    extra = {("llama", "q8_0", True, True), ("llama", "f16", False, True), ("llama", "f16", True, False),
-             ("gemma3", "q4_0", True, True), ("lfm2", "f16", False, True), ("falcon-h1", "f16", True, False)}
+    extra = {
+        ("llama", "q8_0", True, True),
+        ("llama", "f16", False, True),
+        ("llama", "f16", True, False),
+        ("gemma3", "q4_0", True, True),
+        ("lfm2", "f16", False, True),
+        ("falcon-h1", "f16", True, False),
+    }
     return [o for o in every if o[1:] == ("f16", True, True) or o in extra]
 
 
 def make(model: lloyal.Model, option: Option) -> lloyal.Context:
     _, kind, flash, unified = option
-    return lloyal.Context(model, n_ctx=2048, n_batch=64, n_ubatch=32, n_seq_max=N_SEQ, type_k=kind, type_v=kind,
-                          flash_attn=flash, kv_unified=unified, n_threads=1, n_threads_batch=1)
+    return lloyal.Context(
+        model,
+        n_ctx=2048,
+        n_batch=64,
+        n_ubatch=32,
+        n_seq_max=N_SEQ,
+        type_k=kind,
+        type_v=kind,
+        flash_attn=flash,
+        kv_unified=unified,
+        n_threads=1,
+        n_threads_batch=1,
+    )
 
 
 def replay(ctx: lloyal.Context, batches: list[list[int]], probe: list[int]) -> np.ndarray:

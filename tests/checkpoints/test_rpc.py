@@ -35,9 +35,19 @@ class Bench:
         self.proxy = proxy
         self.name = name
         self.model = lloyal.Model(tiny(name), devices=lloyal.llama.rpc_device(proxy.endpoint))
-        self.ctx = lloyal.Context(self.model, **({
-            "n_ctx": n_cells + 512, "n_batch": 32, "n_ubatch": 32, "n_seq_max": 4, "n_threads": 1,
-        } | parameters))
+        self.ctx = lloyal.Context(
+            self.model,
+            **(
+                {
+                    "n_ctx": n_cells + 512,
+                    "n_batch": 32,
+                    "n_ubatch": 32,
+                    "n_seq_max": 4,
+                    "n_threads": 1,
+                }
+                | parameters
+            ),
+        )
         feed(self.ctx, (0, 0, [random.Random(0).randrange(N_VOCAB) for _ in range(30)]))
         self.example = self.state(0)
 
@@ -101,8 +111,10 @@ def test_a_device_checkpoint_moves_no_rows(proxy: CountingProxy, n_cells: int) -
             host = bench.bytes_of_a_save_and_a_restore("host")
             bench.fill(n_cells, n_runs)
             device = bench.bytes_of_a_save_and_a_restore("device")
-            print(f"{n_cells} cells in {n_runs} runs: {device[0]} bytes of state; a device save moves {device[1]}, "
-                  f"its restore {device[2]}; by way of the host {host[1]} and {host[2]}")
+            print(
+                f"{n_cells} cells in {n_runs} runs: {device[0]} bytes of state; a device save moves {device[1]}, "
+                f"its restore {device[2]}; by way of the host {host[1]} and {host[2]}"
+            )
             assert device[0] == host[0] >= n_cells * N_LAYER * 2 * 64
             assert max(device[1:]) <= LIMIT
             assert min(host[1:]) >= host[0]

@@ -61,15 +61,30 @@ def options() -> list[Option]:
         every += [Option(model, k, v, flash, unified) for k, v in kinds]
     if FULL:
         return every
-    extra = {"llama-q8_0-q8_0-fa-unified", "llama-q4_0-f16-no_fa-streams", "gemma3-q4_0-q4_0-fa-streams",
-             "lfm2-f16-f16-no_fa-unified", "falcon-h1-q8_0-q8_0-fa-streams", "qwen35-f16-f16-no_fa-streams"}
+    extra = {
+        "llama-q8_0-q8_0-fa-unified",
+        "llama-q4_0-f16-no_fa-streams",
+        "gemma3-q4_0-q4_0-fa-streams",
+        "lfm2-f16-f16-no_fa-unified",
+        "falcon-h1-q8_0-q8_0-fa-streams",
+        "qwen35-f16-f16-no_fa-streams",
+    }
     return [o for o in every if str(o).endswith("-f16-f16-fa-unified") or str(o) in extra]
 
 
 def make(model: lloyal.Model, option: Option, n_seq_max: int) -> lloyal.Context:
     return lloyal.Context(
-        model, n_ctx=N_CTX, n_batch=256, n_ubatch=32, n_seq_max=n_seq_max, type_k=option.type_k, type_v=option.type_v,
-        flash_attn=option.flash, kv_unified=option.unified, n_threads=1, n_threads_batch=1,
+        model,
+        n_ctx=N_CTX,
+        n_batch=256,
+        n_ubatch=32,
+        n_seq_max=n_seq_max,
+        type_k=option.type_k,
+        type_v=option.type_v,
+        flash_attn=option.flash,
+        kv_unified=option.unified,
+        n_threads=1,
+        n_threads_batch=1,
     )
 
 
@@ -162,8 +177,10 @@ class Measured:
         assert max(self.moved + self.moved_bare + self.batches + self.batches_bare) <= NOISE * self.scale
 
     def __str__(self) -> str:
-        return (f"of logits up to {self.scale:.2g}: other cells {max(self.moved):.2g} (without checkpoints "
-                f"{max(self.moved_bare):.2g}), other batches {max(self.batches):.2g} ({max(self.batches_bare):.2g})")
+        return (
+            f"of logits up to {self.scale:.2g}: other cells {max(self.moved):.2g} (without checkpoints "
+            f"{max(self.moved_bare):.2g}), other batches {max(self.batches):.2g} ({max(self.batches_bare):.2g})"
+        )
 
 
 def bit_equal(got: RawState, expected: RawState) -> None:
@@ -235,7 +252,7 @@ def test_restored_in_any_order_into_any_sequence(option: Option) -> None:
             taken.append(Taken(checkpoint, len(steps), seq, list(schedule.history[seq])))
         at = 0
         for one in taken:
-            for step in steps[at:one.n_steps]:
+            for step in steps[at : one.n_steps]:
                 step.run(twin)
             at = one.n_steps
             one.state = state_of(twin, one.seq_id, option)
@@ -289,8 +306,12 @@ def test_cells_are_what_bare_seq_cp_gives(option: Option) -> None:
     """As many as there are spare sequences, restored in any order: the twin makes the same copies with `seq_cp`."""
     rng = random.Random(f"cells {option}")
     n_spare = 64 if FULL else 8
-    with lloyal.Model(tiny(option.model)) as model, make(model, option, 3 + n_spare) as ctx, \
-            make(model, option, 3 + n_spare) as twin, make(model, option, 4) as clean:
+    with (
+        lloyal.Model(tiny(option.model)) as model,
+        make(model, option, 3 + n_spare) as ctx,
+        make(model, option, 3 + n_spare) as twin,
+        make(model, option, 4) as clean,
+    ):
         taken: list[Taken] = []
         schedule = Schedule(rng)
         for move, seq in itertools.islice(schedule.moves(ctx), n_spare):

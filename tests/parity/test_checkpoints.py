@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 import lloyal
-from lloyal.errors import Unsupported
+from lloyal.errors import DecodeFailed, OutOfDeviceMemory, Unsupported
+from lloyal.llama import checkpoint as native
 from tests.decode import distance, feed
 from tests.models import tokens
 from tests.parity.architectures import Architecture, chosen
@@ -51,7 +52,9 @@ with_memory = pytest.mark.parametrize("arch", chosen(lambda arch: arch.has_memor
 # Shared rows lie in other cells than the twin's: without rounding to f16 that hardly moves logits.
 EXACT: dict[str, Any] = {"type_k": "f32", "type_v": "f32", "flash_attn": "off"}
 MODES: dict[str, dict[str, Any]] = {
-    "unified": {"kv_unified": True}, "unified-f32": {"kv_unified": True} | EXACT, "streams": {"kv_unified": False},
+    "unified": {"kv_unified": True},
+    "unified-f32": {"kv_unified": True} | EXACT,
+    "streams": {"kv_unified": False},
 }
 
 
@@ -122,3 +125,49 @@ def test_bytes_or_a_refusal_with_a_reason(arch: Architecture, contexts: Contexts
     expected = contexts()
     expected.state_seq_set_data_ext(ctx.state_seq_get_data_ext(0), 2)
     assert other.state_seq_get_data_ext(2) == expected.state_seq_get_data_ext(2)
+
+
+@pytest.mark.parametrize("spare", [True, False], ids=["spare", "no_spare"])
+@pytest.mark.parametrize("arch", chosen(lambda arch: arch.kind in NOT_SERIALIZED), indirect=True)
+def test_failing_copies_of_whole_states(contexts: Contexts, spare: bool) -> None:
+    """Every copy of a save and a restore fails once: nothing changes, or the destination is empty, as is said."""
+    ctx, judge = (contexts(n_seq_max=3 if spare else 2) for _ in range(2))
+    feed(ctx, (0, 0, tokens(20)), (1, 0, tokens(9, seed=1)))
+    states = [ctx.state_seq_get_data_ext(seq) for seq in (0, 1)]
+
+    def attempt(call: Callable[[], object], n: int) -> str | None:
+        native.fault_arm(n)
+        try:
+            call()
+        except (DecodeFailed, OutOfDeviceMemory) as error:
+            return str(error)
+        finally:
+            native.fault_arm(-1)
+        return None
+
+    taken: list[lloyal.Checkpoint] = []
+    n = 0
+    while attempt(lambda: taken.append(ctx.checkpoint(0)), n) is not None:
+        assert [ctx.state_seq_get_data_ext(seq) for seq in (0, 1)] == states
+        assert ctx.checkpoints.nbytes == 0
+        ctx.checkpoints.trim()
+        n += 1
+    assert n > 1
+    feed(ctx, (0, 20, tokens(3)))
+    # compressed memory has a stream for every sequence, whatever kv_unified says: nothing can be handed over
+    staged = spare and ctx.memory.unified
+    judge.state_seq_set_data_ext(states[0], 0)
+    expected = judge.state_seq_get_data_ext(0)
+    n = 0
+    while (message := attempt(lambda: taken[0].restore(1), n)) is not None:
+        assert ("is now empty" in message) == (not staged)
+        if staged:
+            assert ctx.state_seq_get_data_ext(1) == states[1]
+        else:
+            assert ctx.memory.seq_pos_max(1) == -1
+            feed(ctx, (1, 0, tokens(9, seed=1)))
+        n += 1
+    assert n > 1
+    judge.state_seq_set_data_ext(ctx.state_seq_get_data_ext(1), 0)
+    assert judge.state_seq_get_data_ext(0) == expected
+    taken[0].release()

@@ -279,7 +279,7 @@ def test_an_impossible_value(args, said):
 
 
 def test_a_prompt_longer_than_the_context():
-    assert_refused(call(*RUN, "-p", "x " * 2000, "-c", "256"), 1, "n_ctx")
+    assert_refused(call(*RUN, "-p", "x " * 2000, "-c", "256"), 1, "--n-ctx gives 256")
 
 
 @pytest.mark.parametrize("n_ctx", [1, 4])

@@ -21,7 +21,7 @@ NANO_PLANS = [
 ]
 HYBRID_PLANS = [
     Plan(steps=1200),
-    Plan(steps=1300, seed=78, function_share=0.3, long_share=0.0, warmup=20, cooldown=0.8),
+    Plan(steps=1000, seed=78, function_share=0.3, long_share=0.0, warmup=20, cooldown=0.8),
 ]
 DRAFT_PLANS = [Plan(steps=2000, muon_rate=0.03, adam_rate=0.005, long_share=0.1)]
 
