@@ -203,15 +203,17 @@ def _next_position(ctx: Context, seq_id: int) -> int:
     if ctx.memory.kind == "none":
         # Every decode would see its own tokens only: a plausible text that has nothing to do with the prompt.
         raise Unsupported(
-            f"this {ctx.model.arch} model keeps no memory from one decode to the next (an encoder, or a diffusion model): "
+            "this model keeps no memory from one decode to the next (an encoder, or a diffusion model): "
             "it cannot go on token by token"
         )
     return ctx.memory.seq_pos_max(seq_id) + 1
 
 
 def _tokens(ctx: Context, prompt: str | bytes | Sequence[int], pos: int) -> Sequence[int]:
-    text = isinstance(prompt, (str, bytes))
-    tokens = ctx.vocab.tokenize(prompt, add_special=pos == 0) if text else prompt
+    if isinstance(prompt, (str, bytes)):
+        tokens: Sequence[int] = ctx.vocab.tokenize(prompt, add_special=pos == 0)
+    else:
+        tokens = prompt
     if len(tokens) == 0:
         raise InvalidArgument(
             "the prompt has no tokens: give at least one (after a restore, the one that was not decoded yet)"

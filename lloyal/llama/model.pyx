@@ -257,6 +257,6 @@ def check_file(path) -> None:
 
 def _explain(error, path):
     log = error.native_log
-    explained = LoadFailed(f"{path}: llama.cpp could not load it" + (f": {log}" if log else ""))
+    explained = LoadFailed(f"{path}: {error}" + (f": {log}" if log else ""))
     explained.native_log = log
     return explained

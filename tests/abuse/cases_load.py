@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 import os
+from pathlib import Path
+
+import numpy as np
 
 import lloyal
-from lloyal.errors import Aborted, InvalidArgument, LoadFailed, UnknownParameter
+from lloyal.errors import Aborted, InvalidArgument, LoadFailed, UnknownParameter, Unsupported
 from tests.abuse.lab import Lab, case, check, decode
 from tests.abuse.models import write
 from tests.models import tiny, tokens
@@ -218,3 +221,96 @@ def model_saved_where_it_cannot(lab: Lab) -> None:
         lab.feed(ctx, (0, 0, tokens(5)))
         lab.check()
         ctx.close()
+
+
+@case(
+    "79",
+    "metadata that only computing trips over: epsilons, rotated dimensions, a layer interval of 0",
+    upstream="GGML_ASSERT in decode, a decode without end, SIGFPE",
+    ours="LoadFailed",
+)
+def metadata_that_computing_trips_over(lab: Lab) -> None:
+    for name in ("llama", "gemma3", "lfm2", "qwen35", "mamba2"):
+        path = tiny(name)
+        with lloyal.Model(path) as model:
+            arch = model.arch
+        values: list[tuple[str, float]] = [
+            ("attention.layer_norm_rms_epsilon", value) for value in (-1.0, math.nan, math.inf)
+        ]
+        if name != "mamba2":
+            values += [("rope.dimension_count", value) for value in (0, -1, 1, 3, 4096)]
+        if name == "qwen35":
+            values.append(("full_attention_interval", 0))
+        for key, value in values:
+            with lab.refused(LoadFailed, path):
+                lloyal.Model(path, kv_overrides={f"{arch}.{key}": value})
+
+
+@case("80", "vocab_only model asked for what it has not", upstream="GGML_ABORT, for some", ours="Unsupported, or 0")
+def vocab_only_model(lab: Lab) -> None:
+    folder = lab.folder
+    with lloyal.Model(tiny("llama"), vocab_only=True) as model:
+        for name in dir(type(model)):
+            if not name.startswith("_") and not callable(getattr(type(model), name)):
+                getattr(model, name)
+        check(model.n_head == model.n_head_kv == 0, "heads of no layers")
+        with lab.refused(Unsupported, "vocab_only"):
+            model.save(folder / "saved.gguf")
+        check(not (folder / "saved.gguf").exists(), "a file was left behind")
+
+
+@case("81", "model saved onto the file it is mapped from", upstream="SIGBUS, and the file is lost", ours="saved")
+def model_saved_onto_itself(lab: Lab) -> None:
+    path = lab.folder / "model.gguf"
+    path.write_bytes(Path(tiny("llama")).read_bytes())
+    with lloyal.Model(path) as model:
+        fingerprint = model.fingerprint
+        model.save(path)
+        with lloyal.Context(model, n_ctx=256, n_threads=1) as ctx:
+            check(np.isfinite(decode(ctx, (0, 0, tokens(5)))).all(), "the model that is open lost its weights")
+    with lloyal.Model(path) as model:
+        check(model.fingerprint["tensors"] == fingerprint["tensors"], "the weights changed")
+    check([p.name for p in lab.folder.iterdir()] == [path.name], "temporary files were left")
+
+
+@case(
+    "82",
+    "files that are none, and parameters of another type",
+    upstream="waits for ever",
+    ours="LoadFailed, InvalidArgument",
+)
+def parameters_of_another_type(lab: Lab) -> None:
+    fifo = lab.folder / "fifo.gguf"
+    os.mkfifo(fifo)
+    with lab.refused(LoadFailed, "no regular file"):
+        lloyal.Model(fifo)
+    path = tiny("llama")
+    for name, value in (
+        ("use_mmap", "no"),
+        ("vocab_only", 1),
+        ("devices", 5),
+        ("tensor_split", "abc"),
+        ("kv_overrides", [1]),
+    ):
+        with lab.refused(InvalidArgument, f"{name}={value!r}"):
+            lloyal.Model(path, **{name: value})
+    with lab.refused(InvalidArgument, "NUL"):
+        lloyal.Model(path, kv_overrides={"llama.context_length\0zzz": 77})
+    for arguments in ({"path": 5}, {"path": path, "params": 5}):
+        try:
+            lloyal.Model(**arguments)
+        except TypeError as error:
+            check("5" in str(error), f"{error} does not name the value")
+        else:
+            raise AssertionError(f"Model({arguments}) went through")
+    for name, value in (
+        ("kv_unified", "false"),
+        ("rope_freq_base", math.nan),
+        ("rope_freq_base", -5.0),
+        ("rope_freq_scale", math.inf),
+        ("yarn_ext_factor", "x"),
+        ("samplers", 5),
+    ):
+        with lab.refused(InvalidArgument, f"{name}={value!r}"):
+            lloyal.Context(lab.model("llama"), **{name: value})
+    lab.feed(lab.context(), (0, 0, tokens(5)))

@@ -570,3 +570,19 @@ def test_cycles_leave_nothing_behind(name: str, new_context: Make) -> None:
         ctx.checkpoints.trim()
         assert ctx.checkpoints.idle_nbytes == 0
         ctx.close()
+
+
+@pytest.mark.parametrize("evict", [False, True])
+def test_compaction_under_a_budget_loses_nothing(llama: lloyal.Model, new_context: Make, evict: bool) -> None:
+    ctx = new_context(llama, n_ctx=1024)
+    feed(ctx, (0, 0, some(100, 1)), (1, 0, some(100, 2)), (2, 0, some(100, 3)))
+    before = [ctx.state_seq_get_data_ext(seq) for seq in range(3)]
+    with ctx.checkpoint(0) as one:
+        ctx.checkpoints.budget = int(one.nbytes * 1.5)
+    ctx.checkpoints.evict = evict
+    with pytest.raises(errors.OutOfDeviceMemory, match="budget"):
+        ctx.compact()
+    assert [ctx.state_seq_get_data_ext(seq) for seq in range(3)] == before
+    ctx.checkpoints.budget = None
+    ctx.compact()
+    assert [ctx.memory.seq_pos_max(seq) for seq in range(3)] == [99, 99, 99]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import lloyal
 from lloyal.decoding import generate, prefill
-from lloyal.errors import CacheFull, InvalidArgument, InvalidBatch, Unsupported
+from lloyal.errors import CacheFull, InvalidArgument, InvalidBatch, LoadFailed, Unsupported
 from lloyal.llama import Batch, Context, Sampler, StateSeqFlags
 from lloyal.sampling import Sampling
 from tests import models
@@ -275,3 +277,42 @@ def test_sequences_in_one_batch_are_as_alone(model, new_context):
     alone = [feed(new_context(model), (0, 0, tokens))[0] for _, _, tokens in parts]
     for together, expected in zip(feed(new_context(model), *parts), alone, strict=True):
         assert distance(together, expected) < 1e-2
+
+
+def test_bytes_are_text(nano: lloyal.Model) -> None:
+    with lloyal.Context(nano, n_ctx=256, n_threads=1) as ctx:
+        assert lloyal.generate(ctx, b"def ").prompt == lloyal.generate(ctx, "def ").prompt
+
+
+@pytest.mark.parametrize("max_tokens", [0, -1, 2.5, "5"])
+def test_max_tokens_is_an_integer(nano: lloyal.Model, max_tokens: Any) -> None:
+    with lloyal.Context(nano, n_ctx=256, n_threads=1) as ctx:
+        with pytest.raises(InvalidArgument, match="max_tokens="):
+            lloyal.generate(ctx, "def ", max_tokens=max_tokens)
+
+
+@pytest.mark.parametrize("sampling", [{}, 0.5, "greedy"])
+def test_sampling_is_a_sampling(nano: lloyal.Model, sampling: Any) -> None:
+    with lloyal.Context(nano, n_ctx=256, n_threads=1) as ctx:
+        with pytest.raises(TypeError, match="must be a Sampling or a Sampler"):
+            lloyal.generate(ctx, "def ", sampling=sampling)
+
+
+def test_generation_goes_on_when_the_model_is_closed() -> None:
+    with lloyal.Model(lloyal.models.path("nano-draft")) as model:
+        ctx = lloyal.Context(model, n_ctx=256, n_threads=1)
+    with ctx:
+        assert len(list(lloyal.generate(ctx, "def ", max_tokens=5))) > 0
+
+
+def test_an_error_has_no_log_line_of_another_call(nano: lloyal.Model, tmp_path: Path) -> None:
+    whole = Path(lloyal.models.path("nano-draft")).read_bytes()
+    (tmp_path / "short.gguf").write_bytes(whole[: len(whole) // 2])
+    with lloyal.Context(nano, n_ctx=256, n_threads=1) as ctx:
+        with pytest.raises(LoadFailed) as failed:
+            lloyal.Model(tmp_path / "short.gguf")
+        assert failed.value.native_log
+        with pytest.raises(InvalidBatch) as caught:
+            ctx.decode(lloyal.Batch())
+        assert not caught.value.native_log
+        assert not getattr(caught.value, "__notes__", [])
