@@ -43,7 +43,8 @@ def main(arguments: list[str]) -> int:
             "UBSAN_OPTIONS": f"print_stacktrace=1:log_path={folder}/undefined",
             "LLOYAL_SANITIZED": "1",
         }
-        command = [sys.executable, "-P", "-m", "pytest", "-k", DESELECT, *(arguments or TESTS)]
+        tests = [] if any(Path(argument.partition("::")[0]).exists() for argument in arguments) else TESTS
+        command = [sys.executable, "-P", "-m", "pytest", "-k", DESELECT, *arguments, *tests]
         failed = subprocess.run(command, cwd=ROOT, env=env, check=False).returncode
         reports = {path: path.read_text(errors="replace") for path in sorted(Path(folder).iterdir())}
     errors = [text for path, text in reports.items() if "AddressSanitizer" in text]

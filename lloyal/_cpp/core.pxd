@@ -29,6 +29,10 @@ cdef extern from "log.hpp" namespace "lloyal" nogil:
 cdef extern from "fence.hpp" namespace "lloyal" nogil:
     void fence_install()
 
+cdef extern from "exit.hpp" namespace "lloyal" nogil:
+    bool exiting()
+    void exit_begin()
+
 cdef extern from "fork.hpp" namespace "lloyal" nogil:
     void fork_install()
     bool forked()

@@ -40,7 +40,7 @@ int64_t coarse_time_us() {
 // llama.cpp calls this between graph nodes, on the thread that called decode.
 bool on_abort_check(void * data) {
     auto & box = *static_cast<ContextBox *>(data);
-    if (box.use.load(std::memory_order_relaxed) == Use::stopping) {
+    if (box.use.load(std::memory_order_relaxed) == Use::stopping || exiting()) {
         return true;
     }
     if (box.poll) {

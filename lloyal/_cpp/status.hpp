@@ -1,6 +1,8 @@
 // The one way a failure leaves our C++: a code (an index into lloyal.errors.BY_CODE) and a message that names the value.
 #pragma once
 
+#include "exit.hpp"
+
 #include <exception>
 #include <new>
 #include <string>
@@ -42,6 +44,10 @@ struct Status {
 
 // llama.cpp throws through its C API in places; no exception may cross into Cython without becoming a Status.
 template <typename F> Status guarded(Code on_error, F && body) noexcept {
+    const NativeCall call;
+    if (!call.allowed()) {
+        return Status(Code::aborted, "the process is ending");
+    }
     try {
         return body();
     } catch (const std::bad_alloc &) {

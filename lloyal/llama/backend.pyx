@@ -12,6 +12,7 @@ cimport lloyal.libllama.ggml as g
 cimport lloyal.libllama.llama as c
 from lloyal.llama.status cimport check_process
 
+import atexit
 import logging
 import os
 import threading
@@ -80,6 +81,15 @@ cdef int _check_back_ends() except -1:
                       f"installed?): only {', '.join(n for n in built if n not in missing)} will be used",
                       RuntimeWarning, stacklevel=2)
     return 0
+
+
+def _at_exit():
+    with nogil:
+        core.exit_begin()
+
+
+# Threads that nobody joins may compute until the interpreter ends, and the libraries are taken down right after.
+atexit.register(_at_exit)
 
 
 cpdef drain_logs():

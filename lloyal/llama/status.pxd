@@ -11,9 +11,17 @@ cdef inline int check_process() except -1:
     return 0
 
 
+cdef inline bint in_main_thread() except -1:
+    import threading
+
+    return threading.current_thread() is threading.main_thread()
+
+
 cdef inline int check(core.Status& status) except -1:
     if status.ok():
         return 0
+    if core.exiting() and not in_main_thread():
+        raise SystemExit  # a thread that nobody waits for ends without a word
     from lloyal.errors import error_from_code
     from lloyal.llama.backend import drain_logs
 
