@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from lloyal import llama
-from lloyal.errors import InvalidArgument, LloyalError, StateMismatch, Unsupported
+from lloyal.errors import CacheFull, Closed, InvalidArgument, LloyalError, StateMismatch, Unsupported
 from lloyal.llama import checkpoint as native
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Checkpoint(native.CheckpointBase):
 
     where: str
     reason: str
-    context: Context
+    _context: Context | None = None
 
     def __init__(self) -> None:
         raise TypeError("Checkpoint cannot be made directly: use Context.checkpoint or Checkpoint.from_bytes")
@@ -72,15 +72,31 @@ class Checkpoint(native.CheckpointBase):
         return checkpoint
 
     def _adopt(self, ctx: Context, where: str, reason: str) -> None:
-        self.context = ctx
+        self._context = ctx
         self.where = where
         self.reason = reason
         ctx._live_checkpoints.add(self)
 
+    @property
+    def context(self) -> Context:
+        """The context it was taken in, which it keeps alive until it is released."""
+        if self._context is None:
+            raise Closed("the checkpoint is released")
+        return self._context
+
+    def release(self) -> None:
+        """Give up the state now; it cannot be restored afterwards. Others that share rows with it are untouched.
+
+        May be called twice and from any thread; collection and leaving a ``with`` block do the same. Releases the GIL.
+        """
+        super().release()
+        self._context = None
+
     def restore(self, seq_id: int | None = None, *, ctx: Context | None = None) -> None:
         """Make a sequence what it was, whatever it holds now.
 
-        Only rows that no sequence of the context still holds are copied. The context has no logits afterwards: decode
+        Rows that a sequence of the context still holds from the beginning on are not copied. The context has no
+        logits afterwards: decode
         a token to get some.
 
         Parameters
@@ -307,6 +323,10 @@ class Context(llama.Context):
     def _live_checkpoints(self) -> WeakSet[Checkpoint]:
         return WeakSet()
 
+    @cached_property
+    def _unrestored(self) -> list[Checkpoint]:
+        return []  # states that compact could not put back, kept alive
+
     @property
     def checkpoints(self) -> Checkpoints:
         """The live checkpoints, their bytes and their budget."""
@@ -386,30 +406,64 @@ class Context(llama.Context):
         """Put the cells of every sequence in order and next to each other, through device checkpoints.
 
         After much trimming and forking a sequence lies in many runs of cells, and every copy of it is as many copies.
-        Shared rows stay shared. Needs device memory for everything the cache holds.
+        Prefixes that sequences share stay shared. What `cells` checkpoints hold stays where it is. Needs device
+        memory for everything the cache holds.
         """
         taken: list[Checkpoint] = []
-        failed: LloyalError | None = None
+        removed: list[Checkpoint] = []
         try:
             for seq in range(self.n_seq_max):
                 if self.memory.seq_pos_max(seq) >= 0 and not self._is_held(seq):
                     taken.append(Checkpoint._take(self, seq, "device", False, "compaction"))
                     taken[-1].pinned = True  # a budget must not take back what is all there is in a moment
+            self._check_room(taken)
             for checkpoint in taken:
                 self.memory.seq_rm(checkpoint.seq_id)
-            for checkpoint in taken:
+                removed.append(checkpoint)
+            while removed:
+                removed[0].restore()
+                removed.pop(0)
+        except BaseException as error:
+            for checkpoint in removed:  # whatever went wrong, nothing may be lost
                 try:
                     checkpoint.restore()
-                except LloyalError as error:
-                    failed = failed or error  # the others are restored all the same
-            if failed is not None:
-                raise failed
+                except LloyalError as again:
+                    taken.remove(checkpoint)
+                    self._unrestored.append(checkpoint)
+                    error.add_note(f"sequence {checkpoint.seq_id} is in ctx.checkpoints only: {again}")
+            raise
         finally:
             for checkpoint in taken:
                 checkpoint.release()
 
+    def _check_room(self, taken: Sequence[Checkpoint]) -> None:
+        """Refuse a compaction that needs more cells than there are: restores share prefixes, and nothing else."""
+        need = 0
+        rows = [checkpoint._rows_native() for checkpoint in taken]
+        for i, mine in enumerate(rows):
+            shared = max((_common_prefix(mine, other) for other in rows[:i]), default=0)
+            need += sum(end - begin for begin, end, _, _ in mine) - shared
+        held = sum(ck.n_tokens for ck in self.checkpoints if ck.where == "cells")
+        room = (self.n_ctx if self.memory.unified else self.n_ctx * len(taken)) - held
+        if need > room:
+            raise CacheFull(
+                f"compacting takes {need} cells, there are {room}: some sequences share rows other than a prefix"
+            )
+
     def _is_held(self, seq_id: int) -> bool:
         return any(ck.where == "cells" and ck.lease == seq_id for ck in self.checkpoints)
+
+
+def _common_prefix(mine: list[tuple[int, int, int, int]], other: list[tuple[int, int, int, int]]) -> int:
+    """Rows that two sequences have in common from their first one on."""
+    n = 0
+    for (begin, end, *content), (other_begin, other_end, *other_content) in zip(mine, other, strict=False):
+        if begin != other_begin or content != other_content:
+            break
+        n += min(end, other_end) - begin
+        if end != other_end:
+            break
+    return n
 
 
 def _compare(name: str, found: dict[str, Any], expected: dict[str, Any]) -> None:

@@ -405,6 +405,11 @@ Status take_whole(ContextBox & box, CheckpointStore & store, CheckpointBox & ck)
     }
     CopyList copies;
     ck.whole = take_blob(state, *store.pool, ck.where == Where::host, copies);
+    for (size_t i = 0; i < box.map.caches.size(); ++i) {
+        if (box.map.caches[i] != box.map.window) {
+            ck.whole_cells = std::max(ck.whole_cells, box.map.caches[i]->get_cells(ck.seq).seq_pos_get(ck.seq).size());
+        }
+    }
     copies.run(*box.ptr);
     return {};
 }

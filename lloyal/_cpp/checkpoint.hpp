@@ -60,6 +60,7 @@ struct CheckpointBox {
     std::vector<Part>   parts;
     std::optional<Blob> recurrent;
     std::optional<Blob> whole;
+    size_t              whole_cells = 0; // of its attention part: more than rows where positions repeat
 
     // Held while the parts are read or dropped: a thread in its context may evict it while another one copies it out.
     mutable std::mutex content;

@@ -143,6 +143,16 @@ Status layout_signature(ContextBox & box, std::vector<uint8_t> & out) noexcept {
         put(uint8_t(box.map.unified));
         put(box.map.n_swa);
         put(int32_t(box.map.swa_type));
+        // Keys are stored rotated: by the positions, and for some types by a fixed matrix.
+        const llama_cparams & cparams = box.ptr->get_cparams();
+        put(cparams.rope_freq_base);
+        put(cparams.rope_freq_scale);
+        put(cparams.n_ctx_orig_yarn);
+        put(cparams.yarn_ext_factor);
+        put(cparams.yarn_attn_factor);
+        put(cparams.yarn_beta_fast);
+        put(cparams.yarn_beta_slow);
+        put(uint8_t(std::getenv("LLAMA_ATTN_ROT_DISABLE") != nullptr && box.map.quantized));
         for (const KvLayout & layout : store.layouts) {
             put(uint8_t(layout.has_ext));
             put(uint64_t(layout.header.size()));

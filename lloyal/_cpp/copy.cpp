@@ -85,7 +85,7 @@ std::shared_ptr<DeviceBuffer> BufferPool::acquire(ggml_backend_buffer_type_t buf
         auto best = idle_.end();
         for (auto it = idle_.begin(); it != idle_.end(); ++it) {
             const size_t have = (*it)->size();
-            if ((*it)->buft() == buft && have >= size && have <= size + size / 4 + 4096 &&
+            if ((*it)->buft() == buft && have >= size && have <= size + size / 16 &&
                 (best == idle_.end() || have < (*best)->size())) {
                 best = it;
             }

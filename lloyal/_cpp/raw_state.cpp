@@ -350,7 +350,7 @@ Status state_seq_set_data(ContextBox & box, const uint8_t * data, size_t size, S
             rows = &slot.rows;
         }
         const bool partial = leaves_out(box.map, flags);
-        if (partial && rows && !box.provenance.of(dest).holds(*rows)) {
+        if (partial && rows && !(box.provenance.of(dest).slice(0, rows->end()) == *rows)) {
             return Status(Code::stale_checkpoint,
                           text("sequence ", dest, " does not hold the rows this partial state continues: restore a full state"));
         }

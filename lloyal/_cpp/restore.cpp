@@ -218,7 +218,15 @@ struct Restore {
     }
 
     void find_shared() {
-        if (!box.map.unified || ck.partial) {
+        if (ck.partial) {
+            return;
+        }
+        if (!box.map.unified) {
+            // Nothing can be copied beside a part that is shared, but a trim may be all there is to do.
+            if (box.provenance.of(dest).common_end(ck.rows) == ck.rows.end()) {
+                source = dest;
+                shared_end = ck.rows.end();
+            }
             return;
         }
         for (SeqId i = 0; i <= box.provenance.n_seq_max(); ++i) {
@@ -398,8 +406,8 @@ Status restore_whole(ContextBox & box, CheckpointBox & ck, SeqId dest) {
     for (size_t i = 0; i < box.map.caches.size(); ++i) {
         const size_t room = free_cells(box.map, i, dest) + own_cells(*box.map.caches[i], dest);
         const bool counted = box.map.kind != MemoryKind::compressed && box.map.caches[i] != box.map.window;
-        if (counted && size_t(ck.rows.size()) > room) {
-            return Status(Code::cache_full, text("the state has ", ck.rows.size(), " rows, there is room for ", room));
+        if (counted && ck.whole_cells > room) {
+            return Status(Code::cache_full, text("the state has ", ck.whole_cells, " cells, there is room for ", room));
         }
     }
     const auto place = [&](SeqId seq, CopyList & copies) {
@@ -508,7 +516,8 @@ Status checkpoint_restore(CheckpointBox & ck, ContextBox & box, SeqId dest) noex
             return {};
         }
         const bool needs_prefix = ck.partial && ck.where != Where::cells && !ck.whole && box.map.kind != MemoryKind::recurrent;
-        if (needs_prefix && !box.provenance.of(dest).holds(ck.rows)) {
+        // Exactly these rows: others in between would stay, and be attended to.
+        if (needs_prefix && !(box.provenance.of(dest).slice(0, ck.rows.end()) == ck.rows)) {
             return Status(Code::stale_checkpoint,
                           text("a partial checkpoint needs the rows it was taken on: sequence ", dest, " no longer holds "
                                "the same rows up to position ", ck.pos_max));

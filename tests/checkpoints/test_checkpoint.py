@@ -7,7 +7,7 @@ import os
 import random
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,24 +22,6 @@ from tests.models import KINDS, N_VOCAB, WINDOW, tiny
 Make = Callable[..., lloyal.Context]
 STATM = Path("/proc/self/statm")
 FULL = bool(os.environ.get("LLOYAL_TEST_FULL"))
-
-
-@pytest.fixture(scope="module")
-def llama() -> Iterator[lloyal.Model]:
-    with lloyal.Model(tiny("llama")) as model:
-        yield model
-
-
-@pytest.fixture(scope="module")
-def gemma3() -> Iterator[lloyal.Model]:
-    with lloyal.Model(tiny("gemma3")) as model:
-        yield model
-
-
-@pytest.fixture(scope="module")
-def lfm2() -> Iterator[lloyal.Model]:
-    with lloyal.Model(tiny("lfm2")) as model:
-        yield model
 
 
 # Part of the largest logit that another order of cells may change; test_parity shows that a wrong row exceeds it.
@@ -570,19 +552,3 @@ def test_cycles_leave_nothing_behind(name: str, new_context: Make) -> None:
         ctx.checkpoints.trim()
         assert ctx.checkpoints.idle_nbytes == 0
         ctx.close()
-
-
-@pytest.mark.parametrize("evict", [False, True])
-def test_compaction_under_a_budget_loses_nothing(llama: lloyal.Model, new_context: Make, evict: bool) -> None:
-    ctx = new_context(llama, n_ctx=1024)
-    feed(ctx, (0, 0, some(100, 1)), (1, 0, some(100, 2)), (2, 0, some(100, 3)))
-    before = [ctx.state_seq_get_data_ext(seq) for seq in range(3)]
-    with ctx.checkpoint(0) as one:
-        ctx.checkpoints.budget = int(one.nbytes * 1.5)
-    ctx.checkpoints.evict = evict
-    with pytest.raises(errors.OutOfDeviceMemory, match="budget"):
-        ctx.compact()
-    assert [ctx.state_seq_get_data_ext(seq) for seq in range(3)] == before
-    ctx.checkpoints.budget = None
-    ctx.compact()
-    assert [ctx.memory.seq_pos_max(seq) for seq in range(3)] == [99, 99, 99]

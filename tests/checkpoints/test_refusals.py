@@ -1,0 +1,101 @@
+"""What a checkpoint or a compaction refuses, and that nothing has changed then."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import lloyal
+from lloyal import errors
+from lloyal.llama import checkpoint as native
+from tests.checkpoints.test_checkpoint import some
+from tests.decode import feed
+
+Make = Callable[..., lloyal.Context]
+
+
+@pytest.mark.parametrize("evict", [False, True])
+def test_compaction_under_a_budget_loses_nothing(llama: lloyal.Model, new_context: Make, evict: bool) -> None:
+    ctx = new_context(llama, n_ctx=1024)
+    feed(ctx, (0, 0, some(100, 1)), (1, 0, some(100, 2)), (2, 0, some(100, 3)))
+    before = [ctx.state_seq_get_data_ext(seq) for seq in range(3)]
+    with ctx.checkpoint(0) as one:
+        ctx.checkpoints.budget = int(one.nbytes * 1.5)
+    ctx.checkpoints.evict = evict
+    with pytest.raises(errors.OutOfDeviceMemory, match="budget"):
+        ctx.compact()
+    assert [ctx.state_seq_get_data_ext(seq) for seq in range(3)] == before
+    ctx.checkpoints.budget = None
+    ctx.compact()
+    assert [ctx.memory.seq_pos_max(seq) for seq in range(3)] == [99, 99, 99]
+
+
+def test_a_partial_one_needs_exactly_its_rows(llama: lloyal.Model, gemma3: lloyal.Model, new_context: Make) -> None:
+    """A destination that has rows where the checkpoint has a hole would go on attending to them."""
+    for model in (llama, gemma3):
+        ctx = new_context(model)
+        feed(ctx, (0, 0, some(40)))
+        ctx.memory.seq_cp(0, 1)
+        ctx.memory.seq_rm(1, 25, 32)
+        before = ctx.state_seq_get_data_ext(0)
+        with ctx.checkpoint(1, partial=True) as checkpoint:
+            with pytest.raises(errors.StaleCheckpoint, match="same rows"):
+                checkpoint.restore(0)
+            assert ctx.state_seq_get_data_ext(0) == before
+            checkpoint.restore(1)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"rope_freq_base": 500_000.0}, {"rope_freq_scale": 0.25}, {"rope_scaling": "yarn", "rope_freq_scale": 0.5}],
+)
+def test_keys_rotated_otherwise_do_not_fit(llama: lloyal.Model, new_context: Make, options: dict[str, Any]) -> None:
+    ctx, other = new_context(llama), new_context(llama, **options)
+    feed(ctx, (0, 0, some(40)))
+    with ctx.checkpoint(0) as checkpoint:
+        with pytest.raises(errors.StateMismatch):
+            checkpoint.restore(0, ctx=other)
+        with pytest.raises(errors.StateMismatch):
+            lloyal.Checkpoint.from_bytes(other, checkpoint.to_bytes())
+
+
+def test_compaction_that_would_not_fit_changes_nothing(llama: lloyal.Model, new_context: Make) -> None:
+    """Two sequences that share rows other than a prefix take more cells afterwards."""
+    ctx = new_context(llama, n_ctx=256)
+    feed(ctx, (0, 0, some(200)))
+    ctx.memory.seq_cp(0, 1, 100, -1)
+    before = [ctx.state_seq_get_data_ext(seq) for seq in range(2)]
+    with pytest.raises(errors.CacheFull, match="300 cells"):
+        ctx.compact()
+    assert [ctx.state_seq_get_data_ext(seq) for seq in range(2)] == before
+
+
+def test_a_trim_in_a_stream_copies_nothing(llama: lloyal.Model, new_context: Make) -> None:
+    ctx = new_context(llama, kv_unified=False)
+    feed(ctx, (0, 0, some(100)))
+    with ctx.checkpoint(0) as checkpoint:
+        before = ctx.state_seq_get_data_ext(0)
+        feed(ctx, (0, 100, [3, 4]))
+        native.fault_arm(0)
+        try:
+            checkpoint.restore()
+        finally:
+            native.fault_arm(-1)
+        assert ctx.state_seq_get_data_ext(0) == before
+
+
+def test_a_released_one_lets_go_of_its_context(llama: lloyal.Model) -> None:
+    ctx = lloyal.Context(llama, n_ctx=256, n_threads=1)
+    feed(ctx, (0, 0, some(10)))
+    checkpoint = ctx.checkpoint(0)
+    seen = weakref.ref(ctx)
+    checkpoint.release()
+    del ctx
+    gc.collect()
+    assert seen() is None
+    with pytest.raises(errors.Closed, match="released"):
+        checkpoint.restore()
