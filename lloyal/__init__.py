@@ -5,6 +5,9 @@ What llama.h has is in `lloyal.llama` under llama's names; what this package add
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import Any
+
 try:
     from lloyal.llama import (
         Batch,
@@ -34,6 +37,14 @@ from lloyal import errors, kv, llama, models
 from lloyal.checkpoint import Checkpoint, Checkpoints, Context, Model
 from lloyal.decoding import Generation, generate, prefill
 from lloyal.sampling import Sampling
+
+
+def __getattr__(name: str) -> Any:
+    # Text and grammars need llama-common, which not every program does: loaded when first named.
+    if name in ("chat", "grammar"):
+        return import_module(f"lloyal.{name}")
+    raise AttributeError(f"module 'lloyal' has no attribute {name!r}")
+
 
 __all__ = [
     "Batch",
