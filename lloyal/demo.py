@@ -295,7 +295,7 @@ def _summary(results: list[dict[str, Any]]) -> Table:
     for result in results:
         name = result["model"]
         states = {where: f"raw, in {where} memory" for where in FLAGS}
-        states["checkpoint"] = f"{N_CHECKPOINTS} checkpoints, {result['checkpoint_states']:.2f}x bytes"
+        states["checkpoint"] = f"{N_CHECKPOINTS} checkpoints {result['checkpoint_states']:.2f}x"
         for where, what in states.items():
             restore = result["restore_seconds"][where]
             table.add_row(

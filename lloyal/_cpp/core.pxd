@@ -106,7 +106,8 @@ cdef extern from "handles.hpp" namespace "lloyal" nogil:
     ctypedef shared_ptr[ContextBox] ContextHandle
 
     Status model_load(const vector[string]& paths, c.llama_model_params params,
-                      const vector[g.ggml_backend_dev_t]& devices, const vector[float]& tensor_split, ModelHandle& out)
+                      const vector[g.ggml_backend_dev_t]& devices, const vector[float]& tensor_split,
+                      const vector[string]& patterns, const vector[g.ggml_backend_dev_t]& places, ModelHandle& out)
     Status model_save(ModelBox& model, const string& path)
     Status model_tensor_sample(ModelBox& model, vector[uint8_t]& out)
     Status context_create(ModelHandle model, c.llama_context_params params, ContextHandle parent, PollFn poll,

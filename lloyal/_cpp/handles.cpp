@@ -18,6 +18,7 @@
 #include <cmath>
 #include <ctime>
 #include <memory>
+#include <regex>
 #include <string_view>
 
 namespace lloyal {
@@ -106,6 +107,44 @@ Status check_hparams(const llama_model & model) {
     return {};
 }
 
+Status place_tensors(const std::vector<std::string> & patterns, const std::vector<ggml_backend_dev_t> & places,
+                     TensorPlaces & out) {
+    if (patterns.size() >= llama_max_tensor_buft_overrides()) {
+        return Status(Code::invalid_argument, text("tensor_buft_overrides has ", patterns.size(), " patterns, there may be ",
+                                                   llama_max_tensor_buft_overrides() - 1));
+    }
+    out.patterns = patterns;
+    for (size_t i = 0; i < patterns.size(); ++i) {
+        try {
+            (void) std::regex(patterns[i]);
+        } catch (const std::regex_error & e) {
+            return Status(Code::invalid_argument, "tensor_buft_overrides: '" + patterns[i] + "' is no regular expression: " + e.what());
+        }
+        out.list.push_back({out.patterns[i].c_str(), ggml_backend_dev_buffer_type(places[i])});
+    }
+    if (!out.list.empty()) {
+        out.list.push_back({nullptr, nullptr});
+    }
+    return {};
+}
+
+// A context can only compute on the processor and on the devices of its model.
+Status check_places(const llama_model & model, const std::vector<std::string> & patterns,
+                    const std::vector<ggml_backend_dev_t> & places) {
+    for (size_t i = 0; i < places.size(); ++i) {
+        bool known = ggml_backend_dev_type(places[i]) == GGML_BACKEND_DEVICE_TYPE_CPU;
+        for (int device = 0; device < llama_model_n_devices(&model); ++device) {
+            known = known || llama_model_get_device(&model, device) == places[i];
+        }
+        if (!known) {
+            return Status(Code::invalid_argument, "tensor_buft_overrides: '" + patterns[i] + "' goes to " +
+                                                      ggml_backend_dev_name(places[i]) +
+                                                      ", which the model does not use: name it in devices= too");
+        }
+    }
+    return {};
+}
+
 // Values llama.cpp divides by while it loads.
 Status check_divisors(const std::string & path, const llama_model_kv_override * overrides) {
     constexpr std::string_view KEY = ".full_attention_interval";
@@ -133,6 +172,7 @@ Status check_divisors(const std::string & path, const llama_model_kv_override * 
 
 Status model_load(const std::vector<std::string> & paths, llama_model_params params,
                   const std::vector<ggml_backend_dev_t> & devices, const std::vector<float> & tensor_split,
+                  const std::vector<std::string> & patterns, const std::vector<ggml_backend_dev_t> & places,
                   ModelHandle & out) noexcept {
     return fenced(Code::load_failed, [&]() -> Status {
         log_mark();
@@ -141,6 +181,13 @@ Status model_load(const std::vector<std::string> & paths, llama_model_params par
         if (!owned_devices.empty()) {
             owned_devices.push_back(nullptr);
             params.devices = owned_devices.data();
+        }
+        TensorPlaces owned_places;
+        if (Status bad = place_tensors(patterns, places, owned_places); !bad.ok()) {
+            return bad;
+        }
+        if (!owned_places.list.empty()) {
+            params.tensor_buft_overrides = owned_places.list.data();
         }
         if (!owned_split.empty()) {
             owned_split.resize(llama_max_devices(), 0.0f);
@@ -165,7 +212,11 @@ Status model_load(const std::vector<std::string> & paths, llama_model_params par
         out = make_handle<ModelBox>(model);
         out->devices = std::move(owned_devices);
         out->tensor_split = std::move(owned_split);
+        out->places = std::move(owned_places); // moving keeps the strings where the list points
         Status bad = check_hparams(*model);
+        if (bad.ok()) {
+            bad = check_places(*model, patterns, places);
+        }
         if (!bad.ok()) {
             out.reset();
         }

@@ -33,11 +33,18 @@ struct LiveCounts {
 };
 LiveCounts & live_counts();
 
+// Which tensors go to the memory of which device: patterns, and the null-terminated list llama.cpp takes.
+struct TensorPlaces {
+    std::vector<std::string>                      patterns;
+    std::vector<llama_model_tensor_buft_override> list;
+};
+
 struct ModelBox {
     llama_model * ptr;
     // What llama_model_params only borrows: it must live as long as the model.
     std::vector<ggml_backend_dev_t> devices;
     std::vector<float>              tensor_split;
+    TensorPlaces                    places;
     // Connections to the servers its devices are on.
     std::vector<std::shared_ptr<void>> keeps;
     // llama.cpp walks a model's list of adapters whenever a context plans its memory: shared for that, exclusive to
@@ -118,6 +125,7 @@ using ContextHandle = std::shared_ptr<ContextBox>;
 
 Status model_load(const std::vector<std::string> & paths, llama_model_params params,
                   const std::vector<ggml_backend_dev_t> & devices, const std::vector<float> & tensor_split,
+                  const std::vector<std::string> & patterns, const std::vector<ggml_backend_dev_t> & places,
                   ModelHandle & out) noexcept;
 Status model_save(ModelBox & model, const std::string & path) noexcept;
 // Names, types, shapes and a few bytes of every tensor: enough to tell two models apart without reading them.

@@ -40,7 +40,7 @@ class Model(ModelInfo):
     Loading releases the GIL.
     """
 
-    def __init__(self, path: StrPath | Sequence[StrPath], params: ModelParams | None = None, *, n_gpu_layers: int = ..., devices: Sequence[Any] | None = ..., split_mode: str = ..., main_gpu: int = ..., tensor_split: Sequence[float] | None = ..., use_mmap: bool = ..., use_mlock: bool = ..., vocab_only: bool = ..., check_tensors: bool = ..., use_extra_bufts: bool = ..., no_host: bool = ..., load_mtp: bool = ..., kv_overrides: Mapping[str, bool | int | float | str] | None = ..., progress: Callable[[float], bool | None] | None = ...) -> None: ...
+    def __init__(self, path: StrPath | Sequence[StrPath], params: ModelParams | None = None, *, n_gpu_layers: int = ..., devices: Sequence[Any] | None = ..., split_mode: str = ..., main_gpu: int = ..., tensor_split: Sequence[float] | None = ..., use_mmap: bool = ..., use_mlock: bool = ..., vocab_only: bool = ..., check_tensors: bool = ..., use_extra_bufts: bool = ..., no_host: bool = ..., load_mtp: bool = ..., kv_overrides: Mapping[str, bool | int | float | str] | None = ..., tensor_buft_overrides: Mapping[str, Any] | None = ..., progress: Callable[[float], bool | None] | None = ...) -> None: ...
     def save(self, path: StrPath) -> None:
         """Write the model as one GGUF file (`llama_model_save_to_file`), which may be the one it was loaded from.
 

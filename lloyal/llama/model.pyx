@@ -102,6 +102,8 @@ cdef class Model(ModelInfo):
         cdef vector[string] names
         cdef vector[g.ggml_backend_dev_t] devices
         cdef vector[float] split
+        cdef vector[string] patterns
+        cdef vector[g.ggml_backend_dev_t] places
         cdef vector[c.llama_model_kv_override] overrides
         cdef c.llama_model_params native = c.llama_model_default_params()
         cdef g.ggml_backend_dev_t no_device = NULL
@@ -116,7 +118,7 @@ cdef class Model(ModelInfo):
             names.push_back(os.fsencode(part))
         if params.devices is not None:
             for wanted in params.devices:
-                device = _find_device(wanted)
+                device = _find_device(wanted, "devices")
                 devices.push_back(device.ptr)
                 connection = connect_device(device)
                 if connection is not None:
@@ -128,6 +130,13 @@ cdef class Model(ModelInfo):
             split.push_back(share)
         if split.size() > c.llama_max_devices():
             raise InvalidArgument(f"tensor_split has {split.size()} shares, there are at most {c.llama_max_devices()} devices")
+        for pattern, wanted in (params.tensor_buft_overrides or {}).items():
+            device = _find_device(wanted, "tensor_buft_overrides")
+            connection = connect_device(device)
+            if connection is not None:
+                connections.append(connection)
+            patterns.push_back(pattern.encode())
+            places.push_back(device.ptr)
         for key, value in (params.kv_overrides or {}).items():
             overrides.push_back(kv_override(key.encode(), value))
         if not overrides.empty():
@@ -150,7 +159,7 @@ cdef class Model(ModelInfo):
             native.progress_callback = <c.llama_progress_callback>_on_progress
             native.progress_callback_user_data = <void*>progress
         with nogil:
-            status = core.model_load(names, native, devices, split, handle)
+            status = core.model_load(names, native, devices, split, patterns, places, handle)
         if not status.ok():
             if progress.raised is not None:
                 drain_logs()
@@ -222,7 +231,7 @@ cdef c.llama_model_kv_override kv_override(bytes key, value) except *:
     return entry
 
 
-def _find_device(wanted) -> Device:
+def _find_device(wanted, parameter) -> Device:
     from lloyal.llama.backend import devices
 
     if isinstance(wanted, Device):
@@ -231,7 +240,7 @@ def _find_device(wanted) -> Device:
     for device in known:
         if device.name == wanted:
             return device
-    raise InvalidArgument(f"devices: there is no {wanted!r}; there are {', '.join(device.name for device in known)}")
+    raise InvalidArgument(f"{parameter}: there is no {wanted!r}; there are {', '.join(device.name for device in known)}")
 
 
 def check_file(path) -> None:

@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import math
 import os
+import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -127,6 +128,9 @@ class ModelParams:
         As in `llama_model_params`.
     kv_overrides : mapping, optional
         Metadata keys to replace: bool, int, float or str (at most 127 bytes).
+    tensor_buft_overrides : mapping, optional
+        Where tensors go whose names a regular expression (at most 1 000 characters) finds, by device or its name:
+        ``{r"ffn_.*_exps": "CPU"}`` keeps the experts of a mixture in host memory. The first that fits counts.
     progress : callable, optional
         Called with a float from 0 to 1 while loading; returning False stops the load (`Aborted`), and so does raising.
     """
@@ -144,6 +148,7 @@ class ModelParams:
     no_host: bool = False
     load_mtp: bool = True
     kv_overrides: Mapping[str, bool | int | float | str] | None = None
+    tensor_buft_overrides: Mapping[str, Any] | None = None
     progress: Callable[[float], bool | None] | None = None
 
     def __post_init__(self) -> None:
@@ -162,6 +167,18 @@ class ModelParams:
             isinstance(self.tensor_split, str) or not isinstance(self.tensor_split, Iterable)
         ):
             raise InvalidArgument(f"tensor_split={self.tensor_split!r} must be a list of shares")
+        if self.tensor_buft_overrides is not None and not (
+            isinstance(self.tensor_buft_overrides, Mapping)
+            and all(
+                # std::regex calls itself once per parenthesis: a longer pattern can run out of stack.
+                isinstance(pattern, str) and "\0" not in pattern and len(pattern) <= 1000
+                for pattern in self.tensor_buft_overrides
+            )
+        ):
+            raise InvalidArgument(
+                f"tensor_buft_overrides={reprlib.repr(self.tensor_buft_overrides)} must be a mapping of patterns, "
+                "at most 1000 characters each, to devices"
+            )
         shares = list(self.tensor_split or ())
         for share in shares:
             _check_number("tensor_split", share, 0)

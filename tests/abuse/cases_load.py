@@ -175,6 +175,19 @@ def parameters_of_models_that_cannot_be(lab: Lab) -> None:
     ):
         with lab.refused(InvalidArgument, "kv_overrides"):
             lloyal.Model(path, kv_overrides=overrides)
+    for places in (
+        [1],
+        {"[": "CPU"},
+        {"a\0": "CPU"},
+        {"(" * 10**6 + ")" * 10**6: "CPU"},
+        {5: "CPU"},
+        {"ffn": "GPU77"},
+        {"ffn": None},
+        {f"blk.{i}": "CPU" for i in range(5000)},
+    ):
+        with lab.refused(InvalidArgument, "tensor_buft_overrides"):
+            lloyal.Model(path, tensor_buft_overrides=places)
+    lloyal.Model(path, tensor_buft_overrides={"(" * 499 + "a" + ")" * 499: "CPU"}).close()
     with lloyal.Model(path, vocab_only=True) as model:
         with lab.refused(InvalidArgument, "vocab_only"):
             lloyal.Context(model)

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,6 +56,28 @@ def test_a_model_on_a_server_computes_what_it_computes_here(proxy: CountingProxy
         with context(there) as ctx:
             got = decode(ctx, TOKENS, 0)
     np.testing.assert_allclose(got, expected, atol=1e-3 * np.abs(expected).max())
+
+
+def test_tensors_go_where_they_are_sent(proxy: CountingProxy) -> None:
+    devices = ll.rpc_device(proxy.endpoint)
+
+    def weights(**params: Any) -> tuple[np.ndarray, dict[bool, int]]:
+        with ll.Model(tiny("llama"), **params) as model, context(model) as ctx:
+            there = dict.fromkeys((True, False), 0)
+            for use in ctx.memory_breakdown():
+                there[use.is_host] += use.model
+            return decode(ctx, TOKENS[:100], 0), there
+
+    expected, all_there = weights(devices=devices)
+    got, split = weights(devices=devices, tensor_buft_overrides={r"blk\.0\.ffn": "CPU"})
+    np.testing.assert_allclose(got, expected, atol=1e-3 * np.abs(expected).max())
+    assert 0 < split[False] < all_there[False]
+    assert split[True] - all_there[True] >= all_there[False] - split[False]
+
+    with pytest.raises(
+        InvalidArgument, match=r"'ffn' goes to RPC\d, which the model does not use: name it in devices="
+    ):
+        ll.Model(tiny("llama"), devices=[], tensor_buft_overrides={"ffn": devices[0]})
 
 
 def test_its_cache_is_not_host_memory(proxy: CountingProxy) -> None:

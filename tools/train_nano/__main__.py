@@ -38,13 +38,13 @@ def from_corpus(config: Config, plans: list[train.Plan], vocab: Vocab, corpus: C
     return model
 
 
-def lessons(target: Decoder, rows: train.Rows, course: recipe.Course, name: str, folder: Path,
-            say: distill.Say | None = None) -> distill.Lessons:
+def lessons(
+    target: Decoder, rows: train.Rows, course: recipe.Course, name: str, folder: Path, say: distill.Say | None = None
+) -> distill.Lessons:
     """The lessons of one course, kept in the work folder."""
     saved = folder / f"{name}-lessons.pt"
     if not saved.exists():
-        made = distill.make_lessons(target, rows, course.batches, course.rows, course.seed,
-                                    folder / "lessons.log", say)
+        made = distill.make_lessons(target, rows, course.batches, course.rows, course.seed, folder / "lessons.log", say)
         torch.save(vars(made), saved)
     return distill.Lessons(**torch.load(saved))
 
@@ -73,8 +73,13 @@ def paired(vocab: Vocab, corpus: Corpus, folder: Path) -> tuple[Decoder, Decoder
     if target is None:
         course = recipe.TARGET_COURSE
         say = distill.Say(draft, recipe.ROUNDS[-1][0])
-        target = distill.teach_target(base, lessons(base, rows(course), course, "target", folder, say), rows(course),
-                                      course.plan, folder / "target.log")
+        target = distill.teach_target(
+            base,
+            lessons(base, rows(course), course, "target", folder, say),
+            rows(course),
+            course.plan,
+            folder / "target.log",
+        )
         torch.save(target.state_dict(), folder / "target.pt")
     return target, taught(recipe.DRAFT_COURSE, "draft", target, None)
 
@@ -82,8 +87,12 @@ def paired(vocab: Vocab, corpus: Corpus, folder: Path) -> tuple[Decoder, Decoder
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.train_nano", description=__doc__)
     parser.add_argument("out", type=Path, help="folder for the GGUF files")
-    parser.add_argument("--work", type=Path, default=Path("build/train_nano"),
-                        help="folder for logs, checkpoints and finished stages; delete it to start over")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path("build/train_nano"),
+        help="folder for logs, checkpoints and finished stages; delete it to start over",
+    )
     parser.add_argument("--only", choices=("pair", "hybrid"), help="make nano and nano-draft, or nano-hybrid")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
@@ -91,8 +100,10 @@ def main() -> None:
     torch.set_num_threads(recipe.THREADS)
 
     corpus = corpora.load()
-    print(f"Python {platform.python_version()}: {len(corpus.train)} training files, "
-          f"{len(corpus.held_out)} held out, {corpus.n_bytes} bytes, sha256 {corpus.sha256}")
+    print(
+        f"Python {platform.python_version()}: {len(corpus.train)} training files, "
+        f"{len(corpus.held_out)} held out, {corpus.n_bytes} bytes, sha256 {corpus.sha256}"
+    )
     saved_vocab = args.work / "tokenizer.json"
     if not saved_vocab.exists():
         tokenizer.train(corpus.train).save(saved_vocab)
@@ -102,8 +113,11 @@ def main() -> None:
         name = model.config.name
         size = write_gguf(model, vocab, args.out / f"{name}.gguf")
         loss, bits = train.held_out(model, vocab, corpus.held_out)
-        print(f"{name}: {model.n_params()} parameters, {size} bytes, held-out loss {loss:.4f} nats per token, "
-              f"{bits:.4f} bits per byte", flush=True)
+        print(
+            f"{name}: {model.n_params()} parameters, {size} bytes, held-out loss {loss:.4f} nats per token, "
+            f"{bits:.4f} bits per byte",
+            flush=True,
+        )
 
     if args.only != "pair":
         finish(from_corpus(recipe.HYBRID, recipe.HYBRID_PLANS, vocab, corpus, args.work))

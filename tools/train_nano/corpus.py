@@ -20,8 +20,16 @@ EXPECTED_SHA256 = "c83034c9103bc7589b578d12531d99e1561101678283efcd87cbfd349d62f
 
 # Left out: tests, third-party packages, generated tables and files that differ from build to build.
 SKIPPED_DIRS = {
-    "__phello__", "config", "encodings", "idle_test", "lib-dynload", "pydoc_data",
-    "site-packages", "test", "tests", "__pycache__",
+    "__phello__",
+    "config",
+    "encodings",
+    "idle_test",
+    "lib-dynload",
+    "pydoc_data",
+    "site-packages",
+    "test",
+    "tests",
+    "__pycache__",
 }
 SKIPPED_FILES = {"html/entities.py"}
 SKIPPED_PREFIXES = ("_sysconfigdata", "config-")
@@ -78,8 +86,10 @@ def load() -> Corpus:
         kept += 1
     corpus = Corpus(*parts, sha256=digest.hexdigest())
     if EXPECTED_SHA256 and corpus.sha256 != EXPECTED_SHA256:
-        print(f"warning: corpus of Python {platform.python_version()} is not the one of {EXPECTED_PYTHON} "
-              f"the shipped models were trained on ({corpus.sha256} != {EXPECTED_SHA256})")
+        print(
+            f"warning: corpus of Python {platform.python_version()} is not the one of {EXPECTED_PYTHON} "
+            f"the shipped models were trained on ({corpus.sha256} != {EXPECTED_SHA256})"
+        )
     return corpus
 
 
@@ -120,8 +130,9 @@ def chat_pairs(files: list[SourceFile], seed: int = 7) -> list[tuple[str, str]]:
     return pairs
 
 
-def prompts(files: list[SourceFile], count: int, seed: int = 11,
-            min_chars: int = 160, max_chars: int = 480) -> list[str]:
+def prompts(
+    files: list[SourceFile], count: int, seed: int = 11, min_chars: int = 160, max_chars: int = 480
+) -> list[str]:
     """`count` runs of whole lines from random places, the files taking turns."""
     rng = random.Random(seed)
     long_enough = [f for f in files if len(f.text) > 4 * max_chars]

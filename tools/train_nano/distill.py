@@ -67,11 +67,11 @@ class Echoes:
         self.seen = F.pad(prompts[:, :1], (longest, 0), value=-1)
         self.runs = torch.zeros(len(prompts), longest, dtype=torch.long)  # matches in a row, by distance
         for at in range(1, prompts.shape[1]):
-            self.add(prompts[:, at:at + 1])
+            self.add(prompts[:, at : at + 1])
 
     def _back(self) -> Tensor:
         """The latest tokens, nearest first."""
-        return self.seen[:, -self.longest:].flip(1)
+        return self.seen[:, -self.longest :].flip(1)
 
     def add(self, tokens: Tensor) -> None:
         self.runs = torch.where(tokens == self._back(), self.runs + 1, 0)
@@ -92,8 +92,9 @@ def half_precision(model: Decoder) -> Decoder:
 
 
 @torch.no_grad()
-def continue_text(target: Decoder, prompts: Tensor, n_new: int, say: Say | None,
-                  varied: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+def continue_text(
+    target: Decoder, prompts: Tensor, n_new: int, say: Say | None, varied: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
     """Greedy continuations [rows, n_new] of equally long prompts, and the target's top probabilities at each step.
 
     `varied` keeps the target, too, from beginning third copies.
@@ -122,8 +123,9 @@ def continue_text(target: Decoder, prompts: Tensor, n_new: int, say: Say | None,
     return torch.stack(ids, 1), torch.stack(top_ids, 1), torch.stack(top_probs, 1)
 
 
-def make_lessons(target: Decoder, rows: Rows, batches: int, per_batch: int, seed: int, log: Path,
-                 say: Say | None = None) -> Lessons:
+def make_lessons(
+    target: Decoder, rows: Rows, batches: int, per_batch: int, seed: int, log: Path, say: Say | None = None
+) -> Lessons:
     """Continue `batches * per_batch` prompts cut from the training text."""
     generator = torch.Generator().manual_seed(seed)
     parts: list[tuple[Tensor, ...]] = []
@@ -133,16 +135,20 @@ def make_lessons(target: Decoder, rows: Rows, batches: int, per_batch: int, seed
         short = n_prompt == min(PROMPT_LENGTHS)
         flat, starts = (rows.packed[1], rows.packed_starts[1] + 1) if short else (rows.text, rows.starts)
         picks = torch.randint(len(starts), (per_batch,), generator=generator)
-        prompts = torch.stack([F.pad(flat[s:s + n_prompt - 1], (1, 0), value=BOS_ID) for s in starts[picks]])
+        prompts = torch.stack([F.pad(flat[s : s + n_prompt - 1], (1, 0), value=BOS_ID) for s in starts[picks]])
         new, top_ids, top_probs = continue_text(target, prompts, min(ROW + 1 - n_prompt, 160), say, varied=short)
         ended = ((new == EOS_ID) | (new == IM_END_ID)).int().cumsum(1)
         labels = new.masked_fill(F.pad(ended, (1, 0))[:, :-1] > 0, IGNORED)
         ids = torch.cat((prompts, new[:, :-1]), 1)
         tail, head = ROW - ids.shape[1], n_prompt - 1
-        parts.append((
-            F.pad(ids, (0, tail)).to(torch.int16), F.pad(labels, (head, tail), value=IGNORED).to(torch.int16),
-            F.pad(top_ids, (0, 0, head, tail)), F.pad(top_probs, (0, 0, head, tail)),
-        ))
+        parts.append(
+            (
+                F.pad(ids, (0, tail)).to(torch.int16),
+                F.pad(labels, (head, tail), value=IGNORED).to(torch.int16),
+                F.pad(top_ids, (0, 0, head, tail)),
+                F.pad(top_probs, (0, 0, head, tail)),
+            )
+        )
         with log.open("a") as out:
             print(f"lessons {batch + 1}/{batches} seconds {time.time() - began:.0f}", file=out)
     return Lessons(*(torch.cat(column) for column in zip(*parts, strict=True)))
@@ -156,10 +162,14 @@ def lesson_batches(lessons: Lessons, plan: Plan) -> Iterator[tuple[Tensor, ...]]
     for _ in range(plan.steps):
         if at + plan.rows > len(order):
             order, at = torch.randperm(len(lessons.ids), generator=generator), 0
-        picks = order[at:at + plan.rows]
+        picks = order[at : at + plan.rows]
         at += plan.rows
-        yield (lessons.ids[picks].long(), lessons.labels[picks].long(),
-               lessons.top_ids[picks].long(), lessons.top_probs[picks].float())
+        yield (
+            lessons.ids[picks].long(),
+            lessons.labels[picks].long(),
+            lessons.top_ids[picks].long(),
+            lessons.top_probs[picks].float(),
+        )
 
 
 def draft_loss(model: torch.nn.Module, batch: tuple[Tensor, ...], soft: float = 0.4) -> Tensor:
@@ -194,8 +204,10 @@ def target_loss(model: torch.nn.Module, batch: tuple[Tensor, Tensor], weight: fl
     with torch.autocast("cpu", dtype=torch.bfloat16):
         logits = model(ids)
     half = len(ids) // 2
-    text, lesson = (F.cross_entropy(logits[part].flatten(0, 1).float(), labels[part].flatten(), ignore_index=IGNORED)
-                    for part in (slice(None, half), slice(half, None)))
+    text, lesson = (
+        F.cross_entropy(logits[part].flatten(0, 1).float(), labels[part].flatten(), ignore_index=IGNORED)
+        for part in (slice(None, half), slice(half, None))
+    )
     return text + weight * lesson
 
 

@@ -74,15 +74,14 @@ def matched(proposed: list[int], wanted: list[int]) -> int:
     return count
 
 
-def speculate(target: Runner, draft: Runner, prompt: list[int], n_new: int, ends: set[int],
-              tally: Tally) -> list[int]:
+def speculate(target: Runner, draft: Runner, prompt: list[int], n_new: int, ends: set[int], tally: Tally) -> list[int]:
     """Generate at least `n_new` tokens, or up to an end token, counting into `tally`."""
     target.rewind(0)
     draft.rewind(0)
     tokens = prompt + target.feed(prompt)
     draft.feed(prompt)
     while len(tokens) - len(prompt) < n_new and tokens[-1] not in ends:
-        proposed = draft.feed(tokens[draft.past:])
+        proposed = draft.feed(tokens[draft.past :])
         while len(proposed) < DRAFTED:
             proposed += draft.feed(proposed[-1:])
         base = len(tokens)
@@ -91,10 +90,10 @@ def speculate(target: Runner, draft: Runner, prompt: list[int], n_new: int, ends
         tally.accepted += count
         tally.drafted += DRAFTED
         tally.rounds += 1
-        new = wanted[:count + 1]
+        new = wanted[: count + 1]
         for i, token in enumerate(new):
             if token in ends:
-                new = new[:i + 1]
+                new = new[: i + 1]
                 break
         tokens += new
         tally.tokens += len(new)
@@ -144,8 +143,10 @@ def main() -> None:
     for text in corpus.prompts(corpus.load().held_out, PROMPTS):
         prompt = target.model.vocab.tokenize(text, add_special=True, parse_special=False)
         speculate(target, draft, list(prompt), NEW_TOKENS, ends, tally)
-    print(f"acceptance {tally.accepted}/{tally.drafted} = {tally.acceptance:.3f}, "
-          f"{tally.tokens / tally.rounds:.2f} tokens per target step, {PROMPTS} prompts")
+    print(
+        f"acceptance {tally.accepted}/{tally.drafted} = {tally.acceptance:.3f}, "
+        f"{tally.tokens / tally.rounds:.2f} tokens per target step, {PROMPTS} prompts"
+    )
     for name in ("nano", "nano-draft", "nano-hybrid"):
         print(f"--- {name}\n{sample(Runner(args.models / f'{name}.gguf'), 'def ', 120, ends)}")
 

@@ -47,8 +47,7 @@ class Cache:
         self.past = 0
         shape = (batch, config.n_head_kv, capacity, config.head_dim)
         self.tensors: list[tuple[Tensor, ...]] = [
-            () if i in config.conv_layers else tuple(torch.zeros(2, *shape, dtype=dtype))
-            for i in range(config.n_layer)
+            () if i in config.conv_layers else tuple(torch.zeros(2, *shape, dtype=dtype)) for i in range(config.n_layer)
         ]
 
 
@@ -130,10 +129,10 @@ class Attention(nn.Module):
             y = attend(q, k, v)
         else:
             past, (keys, values) = cache.past, cache.tensors[index]
-            keys[:, :, past:past + length], values[:, :, past:past + length] = k, v
+            keys[:, :, past : past + length], values[:, :, past : past + length] = k, v
             if past and length > 1:
                 raise ValueError("a filled cache takes one token at a time")
-            y = attend_one(q, keys[:, :, :past + 1], values[:, :, :past + 1]) if past else attend(q, k, v)
+            y = attend_one(q, keys[:, :, : past + 1], values[:, :, : past + 1]) if past else attend(q, k, v)
         return self.attn_output(y.transpose(1, 2).reshape(batch, length, -1))
 
 
@@ -156,9 +155,9 @@ class ShortConv(nn.Module):
         if cache is not None:
             if cache.past:
                 padded = torch.cat((cache.tensors[index][0], gated), dim=1)
-            cache.tensors[index] = (padded[:, padded.shape[1] - width + 1:],)
+            cache.tensors[index] = (padded[:, padded.shape[1] - width + 1 :],)
         length = x.shape[1]
-        mixed = sum(padded[:, k:k + length] * self.conv[:, k] for k in range(width))
+        mixed = sum(padded[:, k : k + length] * self.conv[:, k] for k in range(width))
         return self.out_proj((gate_out * mixed).to(x.dtype))
 
 
@@ -204,7 +203,7 @@ class Decoder(nn.Module):
 
     def forward(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
         start, length = cache.past if cache else 0, ids.shape[1]
-        cos, sin = self.cos[start:start + length], self.sin[start:start + length]
+        cos, sin = self.cos[start : start + length], self.sin[start : start + length]
         x = self.token_embd(ids)
         for i, layer in enumerate(self.blk):
             x = layer(x, cos, sin, cache, i)

@@ -10,14 +10,23 @@ from .train import Plan
 
 NANO = Config("nano", n_embd=192, n_layer=9, n_head=8, n_head_kv=2, n_ff=384, n_vocab=VOCAB_SIZE)
 DRAFT = Config("nano-draft", n_embd=128, n_layer=2, n_head=2, n_head_kv=1, n_ff=256, n_vocab=VOCAB_SIZE)
-HYBRID = Config("nano-hybrid", n_embd=128, n_layer=6, n_head=4, n_head_kv=2, n_ff=288, n_vocab=VOCAB_SIZE,
-                conv_layers=(0, 1, 3, 5))
+HYBRID = Config(
+    "nano-hybrid", n_embd=128, n_layer=6, n_head=4, n_head_kv=2, n_ff=288, n_vocab=VOCAB_SIZE, conv_layers=(0, 1, 3, 5)
+)
 
 # The second plan is a short course with many single functions, so that `def ` alone is a good beginning.
 NANO_PLANS = [
     Plan(steps=2500, function_share=0.0),
-    Plan(steps=250, seed=77, function_share=0.4, long_share=0.0, muon_rate=0.006, adam_rate=0.001,
-         warmup=20, cooldown=0.9),
+    Plan(
+        steps=250,
+        seed=77,
+        function_share=0.4,
+        long_share=0.0,
+        muon_rate=0.006,
+        adam_rate=0.001,
+        warmup=20,
+        cooldown=0.9,
+    ),
 ]
 HYBRID_PLANS = [
     Plan(steps=1200),
@@ -38,13 +47,29 @@ class Course:
 
 # Draft: learns texts in which its own guesses stand where nano finds them plausible; (lenience, course) per round.
 ROUNDS = [
-    (lenience, Course(5, 4321 + i, Plan(steps=200, seed=99 + i, muon_rate=0.012, adam_rate=0.002,
-                                        warmup=10, cooldown=0.7)))
+    (
+        lenience,
+        Course(5, 4321 + i, Plan(steps=200, seed=99 + i, muon_rate=0.012, adam_rate=0.002, warmup=10, cooldown=0.7)),
+    )
     for i, lenience in enumerate((0.2, 0.2, 0.2, 0.2, 0.2, 0.1, 0.1, 0.1))
 ]
 # Nano: learns to write such texts, beside as many rows of the library's source.
-TARGET_COURSE = Course(10, 5000, Plan(steps=300, rows=6, seed=55, long_share=0.0, chat_share=0.17, function_share=0.34,
-                               muon_rate=0.008, adam_rate=0.0015, warmup=15, cooldown=0.8))
+TARGET_COURSE = Course(
+    10,
+    5000,
+    Plan(
+        steps=300,
+        rows=6,
+        seed=55,
+        long_share=0.0,
+        chat_share=0.17,
+        function_share=0.34,
+        muon_rate=0.008,
+        adam_rate=0.0015,
+        warmup=15,
+        cooldown=0.8,
+    ),
+)
 # Draft: learns nano's own greedy text.
 DRAFT_COURSE = Course(24, 6000, Plan(steps=900, seed=9999, muon_rate=0.012, adam_rate=0.002, warmup=10, cooldown=1.0))
 

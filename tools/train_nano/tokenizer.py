@@ -66,11 +66,12 @@ def train(files: list[SourceFile], vocab_size: int = VOCAB_SIZE) -> Vocab:
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=[AddedToken(t, special=True, normalized=False) for t in RESERVED],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
     )
     tokenizer.train_from_iterator((f.text for f in files), trainer)
     vocab = _wrap(tokenizer)
-    if vocab.tokens[:len(RESERVED)] != RESERVED or len(vocab.tokens) != vocab_size:
+    if vocab.tokens[: len(RESERVED)] != RESERVED or len(vocab.tokens) != vocab_size:
         raise RuntimeError("the trained vocabulary is not laid out as expected")
     return vocab
 

@@ -49,8 +49,14 @@ class Rows:
             texts = vocab.encode_all([f.text for f in corpus.train])
             chats = vocab.encode_all([chat_text(*pair) for pair in chat_pairs(corpus.train)])
             single = vocab.encode_all(functions(corpus.train))
-            torch.save({"text": self._flat(texts, [EOS_ID]), "chat": self._flat(chats, []),
-                        "function": self._flat(single, [EOS_ID])}, cache)
+            torch.save(
+                {
+                    "text": self._flat(texts, [EOS_ID]),
+                    "chat": self._flat(chats, []),
+                    "function": self._flat(single, [EOS_ID]),
+                },
+                cache,
+            )
         flat = torch.load(cache)
         self.text, self.packed = flat["text"], (flat["chat"], flat["function"])
         ends_line = torch.tensor(["\u010a" in piece for piece in vocab.tokens])
@@ -72,17 +78,18 @@ class Rows:
             n_rows, length = (plan.rows // 2, 2 * plan.length) if long else (plan.rows, plan.length)
             counts = (round(n_rows * plan.chat_share), round(n_rows * plan.function_share))
             picks = torch.randint(len(self.starts), (n_rows - sum(counts),), generator=generator)
-            rows = [F.pad(self.text[s:s + length], (1, 0), value=BOS_ID) for s in self.starts[picks]]
+            rows = [F.pad(self.text[s : s + length], (1, 0), value=BOS_ID) for s in self.starts[picks]]
             for flat, starts, count in zip(self.packed, self.packed_starts, counts, strict=True):
                 picks = torch.randint(len(starts), (count,), generator=generator)
-                rows += [flat[s:s + length + 1] for s in starts[picks]]
+                rows += [flat[s : s + length + 1] for s in starts[picks]]
             yield torch.stack(rows)
 
 
 def optimisers(model: torch.nn.Module, plan: Plan) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the layers, AdamW for the embedding, norms and convolution kernels."""
-    matrices = [p for n, p in model.named_parameters()
-                if p.dim() == 2 and "blk." in n and not n.endswith("shortconv.conv")]
+    matrices = [
+        p for n, p in model.named_parameters() if p.dim() == 2 and "blk." in n and not n.endswith("shortconv.conv")
+    ]
     chosen = {id(p) for p in matrices}
     others = [p for p in model.parameters() if id(p) not in chosen]
     return [
@@ -97,8 +104,14 @@ def rate_factor(step: int, plan: Plan) -> float:
     return min(1.0, (step + 1) / plan.warmup, max(left, 0.0))
 
 
-def fit(model: torch.nn.Module, batches: Iterator[Any], plan: Plan,
-        loss_of: Callable[[torch.nn.Module, Any], Tensor], log: Path, compiled: bool = True) -> None:
+def fit(
+    model: torch.nn.Module,
+    batches: Iterator[Any],
+    plan: Plan,
+    loss_of: Callable[[torch.nn.Module, Any], Tensor],
+    log: Path,
+    compiled: bool = True,
+) -> None:
     """Run through `batches`; a state saved beside `log` every few hundred steps lets a stopped run go on."""
     opts = optimisers(model, plan)
     base = [[g["lr"] for g in o.param_groups] for o in opts]
@@ -147,7 +160,7 @@ def held_out(model: Decoder, vocab: Vocab, files: list[SourceFile], length: int 
     for file in files:
         ids = [*vocab.encode(file.text), EOS_ID]
         for at in range(0, len(ids), length):
-            row = torch.tensor([[BOS_ID, *ids[at:at + length]]])
+            row = torch.tensor([[BOS_ID, *ids[at : at + length]]])
             total += F.cross_entropy(model(row[:, :-1])[0], row[0, 1:], reduction="sum").item()
         n_tokens += len(ids)
     n_bytes = sum(len(f.text.encode()) for f in files)
