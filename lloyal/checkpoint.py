@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import reprlib
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
+from operator import index
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
@@ -60,6 +62,7 @@ class Checkpoint(native.CheckpointBase):
     where: str
     reason: str
     _context: Context | None = None
+    _tokens: tuple[int, ...] | None = None
 
     def __init__(self) -> None:
         raise TypeError("Checkpoint cannot be made directly: use Context.checkpoint or Checkpoint.from_bytes")
@@ -96,8 +99,7 @@ class Checkpoint(native.CheckpointBase):
         """Make a sequence what it was, whatever it holds now.
 
         Rows that a sequence of the context still holds from the beginning on are not copied. The context has no
-        logits afterwards: decode
-        a token to get some.
+        logits afterwards: decode a token to get some.
 
         Parameters
         ----------
@@ -121,11 +123,33 @@ class Checkpoint(native.CheckpointBase):
 
         Notes
         -----
-        Invalidates logits. Releases the GIL.
+        Invalidates logits, unless nothing was changed. Releases the GIL.
         """
         if ctx is not None and ctx.model is not self.context.model:
             _compare("fingerprint", self.context.fingerprint, ctx.fingerprint)
         self._restore_native(ctx or self.context, self.seq_id if seq_id is None else seq_id)
+
+    @property
+    def tokens(self) -> tuple[int, ...] | None:
+        """The tokens of its rows, or None: a context does not keep what it was fed. May be set; `to_bytes` writes them."""
+        return self._tokens
+
+    @tokens.setter
+    def tokens(self, value: Iterable[int] | None) -> None:
+        if value is None:
+            self._tokens = None
+            return
+        try:
+            tokens = tuple(index(token) for token in value)
+        except TypeError:
+            raise InvalidArgument(f"tokens={reprlib.repr(value)} must be integers") from None
+        if len(tokens) != self.n_tokens:
+            raise InvalidArgument(f"tokens has {len(tokens)} tokens, the checkpoint stands for {self.n_tokens} rows")
+        n_vocab = self.context.vocab.n_tokens
+        for token in tokens:
+            if not 0 <= token < n_vocab:
+                raise InvalidArgument(f"token {token} is not in the vocabulary of {n_vocab}")
+        self._tokens = tokens
 
     @property
     def n_tokens(self) -> int:
@@ -139,8 +163,12 @@ class Checkpoint(native.CheckpointBase):
         return found
 
     def to_host(self) -> Checkpoint:
-        """A copy in host memory, which survives the device and can be serialized without touching it."""
-        return Checkpoint.from_bytes(self.context, self.to_bytes())
+        """A copy in host memory, sharing the rows that other host checkpoints of the context hold. Releases the GIL."""
+        checkpoint = type(self).__new__(type(self))
+        checkpoint._to_host_native(self, self.context)
+        checkpoint._adopt(self.context, "host", "copied from " + self.where)
+        checkpoint._tokens = self._tokens
+        return checkpoint
 
     def to_bytes(self) -> bytes:
         """Everything needed to restore it in another process, checksummed.
@@ -160,17 +188,15 @@ class Checkpoint(native.CheckpointBase):
         Copies through host memory; releases the GIL while it does.
         """
         if self.lease is not None:
-            with Checkpoint._take(self.context, self.lease, "host", self.partial, "") as copy:
-                return copy._serialize(self.seq_id)
-        return self._serialize(self.seq_id)
-
-    def _serialize(self, seq_id: int) -> bytes:
+            with self.to_host() as copy:
+                return copy.to_bytes()
         payload = self._export_native()
         header = {
             "fingerprint": self.context.fingerprint,
             "layout": self.context.cache_layout,
             "partial": self.partial,
-            "seq_id": seq_id,
+            "seq_id": self.seq_id,
+            "tokens": self.tokens,
             "rows": self._rows_native(),
             "window_begin": self._window_begin_native(),
         }
@@ -217,6 +243,10 @@ class Checkpoint(native.CheckpointBase):
         checkpoint = cls.__new__(cls)
         checkpoint._import_native(ctx, payload, header["partial"], header["seq_id"], rows, window_begin)
         checkpoint._adopt(ctx, "host", "read from bytes")
+        try:
+            checkpoint.tokens = header["tokens"]
+        except InvalidArgument as error:
+            raise StateMismatch(f"the checkpoint's header: {error}") from None
         return checkpoint
 
     def __enter__(self) -> Checkpoint:
@@ -261,12 +291,21 @@ class Checkpoints:
 
     @property
     def idle_nbytes(self) -> int:
-        """Bytes of freed buffers kept for the next checkpoint, at most what the largest one took."""
+        """Bytes of freed buffers kept for the next checkpoint, at most about what the largest so far had to copy."""
         return int(native.pool_idle_bytes(self._ctx))
 
+    @property
+    def meta_nbytes(self) -> int:
+        """Host bytes of their bookkeeping: what several share counts once, Python's objects do not."""
+        return int(native.meta_bytes(self._ctx))
+
     def trim(self) -> None:
-        """Give the kept buffers back to their devices now."""
-        native.pool_trim(self._ctx)
+        """Give back all memory that no checkpoint needs.
+
+        That is the buffers kept for the next one, and those of which released checkpoints needed the larger part: what
+        little of them others still need is copied out. A budget that runs short does that by itself.
+        """
+        native.trim(self._ctx)
 
     @property
     def budget(self) -> int | None:
@@ -325,7 +364,7 @@ class Context(llama.Context):
 
     @cached_property
     def _unrestored(self) -> list[Checkpoint]:
-        return []  # states that compact could not put back, kept alive
+        return []  # states that compact could not put back: nobody else holds them, and they must not be collected
 
     @property
     def checkpoints(self) -> Checkpoints:
@@ -364,21 +403,39 @@ class Context(llama.Context):
             raise InvalidArgument(f"where={where!r} must be one of {', '.join(map(repr, PLACES))}")
         reason = "asked for"
         if where == "auto":
-            where, reason = self._choose_place(partial)
+            where, reason = self._choose_place(seq_id, partial)
         return Checkpoint._take(self, seq_id, where, partial, reason)
 
-    def _choose_place(self, partial: bool) -> tuple[str, str]:
+    def _choose_place(self, seq_id: int, partial: bool) -> tuple[str, str]:
+        cost = native.estimate(self, seq_id)
+        n_bytes, free = cost["copied_bytes"], cost["device_free"]
+        why = self._why_not_cells(cost, partial)
+        if why is None:
+            return "cells", f"sharing {cost['rows']} cells moves no bytes, a copy would move {n_bytes}"
+        if n_bytes > free and not cost["is_host"]:
+            return "host", f"{n_bytes} bytes do not fit into the {free} free ones of the device; {why}"
+        return "device", why
+
+    def _why_not_cells(self, cost: dict[str, Any], partial: bool) -> str | None:
+        """Why a checkpoint should not share cells, or None if it should."""
         kind = self.memory.kind
         if partial:
-            return "device", "partial: a few rows, copied in microseconds"
+            return "partial: a few rows, copied in microseconds"
         if kind != "attention":
-            return "device", f"{kind} memory: a lease would cost a whole recurrent state or window"
+            return f"{kind} memory: a lease would cost a whole recurrent state or window"
         if not self.memory.unified:
-            return "device", "kv_unified=False: cells cannot be shared"
+            return "kv_unified=False: cells cannot be shared"
         free = int(native.lease_available(self))
         if free < 3:
-            return "device", f"{free} sequence ids are free, and restores prepare in one of them"
-        return "cells", f"attention with {free} free sequence ids: sharing cells moves no bytes"
+            return f"{free} sequence ids are free, and restores prepare in one of them"
+        if 4 * cost["free_cells"] < cost["n_cells"]:
+            return f"{cost['free_cells']} of {cost['n_cells']} cells are free, and shared cells stay taken"
+        n_bytes, copying, sharing = cost["copied_bytes"], cost["device_seconds"], cost["cells_seconds"]
+        budget = self.checkpoints.budget
+        fits = n_bytes <= cost["device_free"] and (budget is None or self.checkpoints.nbytes + n_bytes <= budget)
+        if fits and 0 <= copying <= sharing:
+            return f"copying {n_bytes} new bytes takes {copying:.1g} s, sharing cells {sharing:.1g} s, measured so far"
+        return None
 
     @property
     def fingerprint(self) -> dict[str, str]:
@@ -500,6 +557,9 @@ def _check_header(header: object) -> None:
     def is_int(value: object, low: int, high: int) -> bool:
         return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
+    def is_tokens(value: object) -> bool:
+        return value is None or (isinstance(value, list) and all(is_int(token, 0, int32) for token in value))
+
     int32, uint64 = 2**31 - 1, 2**64 - 1
     if not isinstance(header, dict):
         raise StateMismatch("the checkpoint's header is not an object")
@@ -509,6 +569,7 @@ def _check_header(header: object) -> None:
         and isinstance(header.get("partial"), bool)
         and is_int(header.get("seq_id"), 0, 255)
         and is_int(header.get("window_begin"), 0, int32)
+        and is_tokens(header.get("tokens", 0))
         and isinstance(header.get("rows"), list)
         and all(
             isinstance(run, list)

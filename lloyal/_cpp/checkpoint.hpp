@@ -4,6 +4,7 @@
 #include "chunks.hpp"
 #include "handles.hpp"
 
+#include <atomic>
 #include <functional>
 #include <limits>
 #include <optional>
@@ -22,21 +23,40 @@ class CheckpointStore {
 
     std::vector<KvLayout>       layouts;     // by cache of the memory map; empty if the memory is not taken apart
     bool                        whole_only;  // this memory is copied as one blob
+    bool                        unrotated;   // quantized keys are stored without llama.cpp's rotation
     std::shared_ptr<BufferPool> pool;
-    std::vector<std::shared_ptr<ChunkIndex>> device_chunks; // by cache
-    std::vector<std::shared_ptr<ChunkIndex>> host_chunks;
 
-    int64_t  budget_bytes = -1; // no budget
-    bool     evict        = false;
-    uint64_t clock        = 0;  // order of use, for eviction
+    int64_t budget_bytes = -1; // no budget
+    bool    evict        = false;
 
+    // How fast this context's checkpoints were taken: seconds a byte copied to a device, and a row shared as cells.
+    struct Speed {
+        double seconds = 0;
+        double units   = 0;
+        void   add(double s, double n) { // the past counts half
+            seconds = seconds / 2 + s;
+            units = units / 2 + n;
+        }
+    };
+    Speed device_speed;
+    Speed cells_speed;
+
+    ChunkIndex & chunks(size_t cache, bool host) { return *(host ? host_chunks_ : device_chunks_)[cache]; }
+    uint64_t tick() { return ++clock_; } // order of use, for eviction
     std::vector<CheckpointHandle> live();
     void track(const CheckpointHandle & checkpoint);
-    // Make room for `bytes` more under the budget, or say why not.
-    Status make_room(size_t bytes);
+    // Copy out of large chunks what little of them is still needed, so that they can go; what `taking` holds, or another
+    // thread reads, stays. The caller is in `box`.
+    void repack(ContextBox & box, const CheckpointBox * taking);
+    // Make room for `bytes` more under the budget, or say why not and leave everything. What `taking` already shares is kept.
+    Status make_room(size_t bytes, const CheckpointBox & taking);
     size_t live_bytes() const;
+    size_t meta_bytes(); // host bytes of bookkeeping, shared ones counted once
 
   private:
+    std::vector<std::shared_ptr<ChunkIndex>>  device_chunks_; // by cache
+    std::vector<std::shared_ptr<ChunkIndex>>  host_chunks_;
+    std::atomic<uint64_t>                     clock_{0};
     std::mutex                                mutex_;
     std::vector<std::weak_ptr<CheckpointBox>> checkpoints_;
 };
@@ -53,9 +73,11 @@ struct CheckpointBox {
     SeqId   lease   = -1;    // where=cells: the sequence that holds the cells
 
     struct Part {
-        size_t               cache; // index in the memory map
-        Runs                 rows;
-        std::vector<Segment> segments;
+        size_t cache; // index in the memory map
+        Runs   rows;
+        std::shared_ptr<const SegmentList> list; // null if there are no rows
+
+        std::vector<Segment> segments() const { return list ? list->all() : std::vector<Segment>{}; }
     };
     std::vector<Part>   parts;
     std::optional<Blob> recurrent;
@@ -64,9 +86,9 @@ struct CheckpointBox {
 
     // Held while the parts are read or dropped: a thread in its context may evict it while another one copies it out.
     mutable std::mutex content;
-    bool     pinned  = false;
-    bool     evicted = false;
-    uint64_t used_at = 0;
+    std::atomic<bool>     pinned{false};
+    std::atomic<bool>     evicted{false};
+    std::atomic<uint64_t> used_at{0};
 
     CheckpointBox() { ++live_counts().checkpoints; }
     CheckpointBox(const CheckpointBox &) = delete;
@@ -75,7 +97,6 @@ struct CheckpointBox {
     size_t  nbytes() const; // tensor bytes it refers to, shared ones included
     std::map<ggml_backend_buffer_type_t, size_t> buffers() const;
     size_t  n_segments() const;
-    size_t  meta_bytes() const;
     void    drop(); // give up what it holds; it can no longer be restored
 };
 
@@ -84,10 +105,27 @@ CheckpointStore & store_of(ContextBox & box);
 // What taking and restoring share: errors, what a context can be asked for, and which cache keeps every row.
 Status checkpoint_guarded(const std::function<Status()> & body) noexcept;
 Status check_checkpointable(const ContextBox & box, SeqId seq, const char * name);
+Status check_lease(const CheckpointBox & checkpoint); // where=cells: that its cells still are what they were
 bool   is_base(const MemoryMap & map, size_t cache);
 constexpr Pos POS_END = std::numeric_limits<Pos>::max();
 
 Status checkpoint_take(ContextHandle context, SeqId seq, Where where, bool partial, CheckpointHandle & out) noexcept;
+// The same state in host memory, sharing what host checkpoints of its context already hold. The caller is in its context.
+Status checkpoint_to_host(CheckpointBox & checkpoint, CheckpointHandle & out) noexcept;
+// Give back all memory that no checkpoint needs.
+Status checkpoint_trim(ContextBox & box) noexcept;
+// What taking a checkpoint would cost, for choosing a place.
+struct Estimate {
+    size_t  copied_bytes = 0; // not held by a checkpoint in the same place yet
+    int64_t rows         = 0;
+    int64_t free_cells   = 0; // of the fullest cache that keeps every row
+    int64_t n_cells      = 0;
+    size_t  device_free  = std::numeric_limits<size_t>::max(); // as the device reports it
+    bool    is_host      = true; // the cache is in host memory
+    double  device_seconds = -1; // predicted from earlier ones, negative before the first
+    double  cells_seconds  = -1;
+};
+Status checkpoint_estimate(ContextBox & box, SeqId seq, Estimate & out) noexcept;
 // Restore into sequence `dest` of `context`, which may be another context of the same model and layout.
 Status checkpoint_restore(CheckpointBox & checkpoint, ContextBox & context, SeqId dest) noexcept;
 // The layout of a context's state as bytes: equal means a state of one fits the other.
@@ -102,8 +140,7 @@ Status checkpoint_import(ContextHandle context, const uint8_t * data, size_t siz
 
 // Leases: sequences that raw calls may not decode into. Handed out from the top.
 Status lease_acquire(ContextBox & box, Lease kind, SeqId & out) noexcept;
-void    lease_release(ContextBox & box, SeqId seq) noexcept; // empties the sequence; from any thread
-void    lease_settle(ContextBox & box) noexcept; // free what was given up meanwhile; the caller is inside
+void    lease_release(ContextBox & box, SeqId seq) noexcept; // from any thread; whoever enters next empties the sequence
 int32_t lease_available(const ContextBox & box);
 
 } // namespace lloyal

@@ -2,6 +2,7 @@
 
 from libc.stdint cimport int32_t, int64_t, uint8_t
 from libcpp cimport bool
+from libcpp.atomic cimport atomic
 from libcpp.map cimport map as cppmap
 from libcpp.memory cimport shared_ptr
 from libcpp.vector cimport vector
@@ -13,7 +14,6 @@ cdef extern from "copy.hpp" namespace "lloyal" nogil:
     void fault_arm(int64_t n)
     int64_t fault_remaining()
     cppclass BufferPool:
-        void trim()
         size_t idle_bytes() const
         cppmap[g.ggml_backend_buffer_type_t, size_t] live_bytes() const
 
@@ -37,12 +37,11 @@ cdef extern from "checkpoint.hpp" namespace "lloyal" nogil:
         int32_t pos_max
         int32_t window_begin
         int32_t lease
-        bool pinned
-        bool evicted
+        atomic[bool] pinned
+        atomic[bool] evicted
         size_t nbytes() const
         cppmap[g.ggml_backend_buffer_type_t, size_t] buffers() const
         size_t n_segments() const
-        size_t meta_bytes() const
     ctypedef shared_ptr[CheckpointBox] CheckpointHandle
 
     cppclass CheckpointStore:
@@ -50,12 +49,23 @@ cdef extern from "checkpoint.hpp" namespace "lloyal" nogil:
         shared_ptr[BufferPool] pool
         int64_t budget_bytes
         bool evict
-        vector[CheckpointHandle] live()
-        size_t live_bytes() const
+        size_t meta_bytes()
     CheckpointStore& store_of(ContextBox& box) except +
 
     Status checkpoint_take(ContextHandle context, int32_t seq, Where where, bool partial, CheckpointHandle& out)
     Status checkpoint_restore(CheckpointBox& checkpoint, ContextBox& context, int32_t dest)
+    Status checkpoint_trim(ContextBox& box)
+    Status checkpoint_to_host(CheckpointBox& checkpoint, CheckpointHandle& out)
+    cppclass Estimate:
+        size_t copied_bytes
+        int64_t rows
+        int64_t free_cells
+        int64_t n_cells
+        size_t device_free
+        bool is_host
+        double device_seconds
+        double cells_seconds
+    Status checkpoint_estimate(ContextBox& box, int32_t seq, Estimate& out)
     Status layout_signature(ContextBox& box, vector[uint8_t]& out)
     Status checkpoint_export_size(CheckpointBox& checkpoint, size_t& size)
     Status checkpoint_export(CheckpointBox& checkpoint, uint8_t* out, size_t size)

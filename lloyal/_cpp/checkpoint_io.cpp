@@ -16,8 +16,6 @@
 namespace lloyal {
 namespace {
 
-constexpr Pos POS_END = std::numeric_limits<Pos>::max();
-
 struct RecurrentShape {
     std::vector<uint8_t>       meta;
     std::vector<ggml_tensor *> tensors;
@@ -123,7 +121,7 @@ std::vector<CheckpointBox::Part> expected_parts(const ContextBox & box, bool par
     for (size_t i = 0; i < box.map.caches.size() && !rows.empty(); ++i) {
         const bool window = box.map.kind != MemoryKind::attention && box.map.caches[i] == box.map.window;
         if (window || !partial) {
-            parts.push_back({i, window ? rows.slice(window_begin, POS_END) : rows, {}});
+            parts.push_back({i, window ? rows.slice(window_begin, POS_END) : rows, nullptr});
         }
     }
     return parts;
@@ -152,7 +150,7 @@ Status layout_signature(ContextBox & box, std::vector<uint8_t> & out) noexcept {
         put(cparams.yarn_attn_factor);
         put(cparams.yarn_beta_fast);
         put(cparams.yarn_beta_slow);
-        put(uint8_t(std::getenv("LLAMA_ATTN_ROT_DISABLE") != nullptr && box.map.quantized));
+        put(uint8_t(store.unrotated));
         for (const KvLayout & layout : store.layouts) {
             put(uint8_t(layout.has_ext));
             put(uint64_t(layout.header.size()));
@@ -187,7 +185,7 @@ Status export_size(const CheckpointBox & ck, size_t & size) {
         return status;
     }
     if (ck.evicted) {
-        return Status(Code::stale_checkpoint, "this checkpoint was evicted to keep the budget");
+        return Status(Code::stale_checkpoint, "this checkpoint was evicted to keep the budget (pin it to keep it)");
     }
     if (ck.whole) {
         return Status(Code::unsupported, "a checkpoint with repeated positions (M-RoPE images) cannot be serialized");
@@ -224,8 +222,9 @@ Status checkpoint_export(CheckpointBox & ck, uint8_t * out, size_t size) noexcep
         const CheckpointStore & store = *ck.context->store;
         for (const CheckpointBox::Part & part : ck.parts) {
             const KvLayout & layout = store.layouts[part.cache];
+            const std::vector<Segment> segments = part.segments();
             if (layout.has_ext) {
-                for (const Segment & segment : part.segments) {
+                for (const Segment & segment : segments) {
                     const size_t n = segment.n * sizeof(llama_kv_cell_ext);
                     std::memcpy(out, segment.chunk->ext.data() + segment.row, n);
                     out += n;
@@ -234,10 +233,10 @@ Status checkpoint_export(CheckpointBox & ck, uint8_t * out, size_t size) noexcep
             const std::vector<RowTensor> & tensors = layout.streams[0];
             for (size_t t = 0; t < tensors.size(); ++t) {
                 for (uint32_t k = 0; k < tensors[t].n_pieces; ++k) {
-                    for (const Segment & segment : part.segments) {
+                    for (const Segment & segment : segments) {
                         const size_t n = segment.n * tensors[t].piece;
-                        ggml_backend_tensor_get(segment.chunk->buffers[segment.chunk->places[t].buffer]->tensor(), out,
-                                                segment.chunk->offset(tensors[t], t, segment.row, k), n);
+                        const Slice at = segment.chunk->slice(tensors[t], t, segment.row, k);
+                        ggml_backend_tensor_get(at.tensor, out, at.offset, n);
                         out += n;
                     }
                 }
@@ -285,7 +284,7 @@ Status checkpoint_import(ContextHandle context, const uint8_t * data, size_t siz
         ck->seq = seq;
         ck->pos_min = ck->rows.empty() ? -1 : ck->rows.begin();
         ck->pos_max = ck->rows.empty() ? -1 : ck->rows.end() - 1;
-        ck->used_at = ++store.clock;
+        ck->used_at = store.tick();
         ck->window_begin = window_begin;
         ck->parts = expected_parts(box, partial, ck->rows, window_begin);
         RecurrentShape shape;
@@ -317,9 +316,10 @@ Status checkpoint_import(ContextHandle context, const uint8_t * data, size_t siz
         if (!finite) {
             return Status(Code::state_mismatch, "its tensors hold NaN or infinity");
         }
-        if (Status status = store.make_room(size); !status.ok()) {
+        if (Status status = store.make_room(size, *ck); !status.ok()) {
             return status;
         }
+        store.pool->expect(size);
         for (CheckpointBox::Part & part : ck->parts) {
             if (part.rows.empty()) {
                 continue;
@@ -347,17 +347,14 @@ Status checkpoint_import(ContextHandle context, const uint8_t * data, size_t siz
             }
             // Not looked up by content: the ids come from outside, and what they stand for is not ours to promise.
             const std::shared_ptr<const Chunk> shared = std::move(chunk);
+            std::vector<Segment> segments;
             uint32_t row = 0;
             for (const Run & run : part.rows.list()) {
                 const uint32_t n = uint32_t(run.end - run.begin);
-                Segment * back = part.segments.empty() ? nullptr : &part.segments.back();
-                if (back && back->pos + Pos(back->n) == run.begin) {
-                    back->n += n;
-                } else { // a segment has no hole in its positions
-                    part.segments.push_back({shared, row, n, run.begin});
-                }
+                append(segments, {shared, row, n, run.begin});
                 row += n;
             }
+            part.list = SegmentList::make(std::move(segments));
         }
         if (box.map.recurrent && !ck->rows.empty()) {
             Blob blob;

@@ -108,10 +108,6 @@ size_t KvLayout::row_bytes() const {
     return n;
 }
 
-bool KvLayout::fits(const KvLayout & other) const {
-    return has_ext == other.has_ext && header == other.header;
-}
-
 size_t Chunk::bytes() const {
     size_t n = 0;
     for (const auto & buffer : buffers) {
@@ -120,12 +116,101 @@ size_t Chunk::bytes() const {
     return n;
 }
 
+size_t Chunk::meta_bytes() const {
+    return sizeof(Chunk) + rows.list().size() * sizeof(Run) + ext.size() * sizeof ext[0] + places.size() * sizeof places[0] +
+           buffers.size() * (sizeof buffers[0] + sizeof(DeviceBuffer));
+}
+
 size_t Blob::bytes() const {
     size_t n = 0;
     for (const auto & buffer : buffers) {
         n += buffer->size();
     }
     return n;
+}
+
+std::vector<Slice> Blob::slices() const {
+    std::vector<Slice> found;
+    for (const Piece & piece : pieces) {
+        found.push_back({buffers[piece.buffer]->tensor(), piece.offset, piece.size});
+    }
+    return found;
+}
+
+void append(std::vector<Segment> & segments, Segment segment) {
+    if (!segments.empty() && segments.back().continues(segment)) {
+        segments.back().n += segment.n;
+    } else {
+        segments.push_back(std::move(segment));
+    }
+}
+
+std::vector<Segment> slice(const std::vector<Segment> & segments, Pos begin, Pos end) {
+    std::vector<Segment> found;
+    for (const Segment & segment : segments) {
+        const Pos from = std::max(begin, segment.pos);
+        const Pos to = std::min(end, segment.pos + Pos(segment.n));
+        if (from < to) {
+            found.push_back({segment.chunk, segment.row + uint32_t(from - segment.pos), uint32_t(to - from), from});
+        }
+    }
+    return found;
+}
+
+SegmentList::SegmentList(std::shared_ptr<const SegmentList> base, std::vector<Segment> own)
+    : base_(std::move(base)), own_(std::move(own)), size_(own_.size() + (base_ ? base_->size_ : 0)) {}
+
+SegmentList::~SegmentList() {
+    // One after the other: lists can be as many as tokens, and each would call the next.
+    std::shared_ptr<const SegmentList> next = std::move(base_);
+    while (next && next.use_count() == 1) {
+        std::shared_ptr<const SegmentList> after = next->base_;
+        next = std::move(after);
+    }
+}
+
+bool SegmentList::starts(const std::vector<Segment> & segments) const {
+    for (const SegmentList * list = this; list; list = list->base()) {
+        const size_t begin = list->size_ - list->own_.size();
+        if (list->size_ > segments.size() || !std::equal(list->own_.begin(), list->own_.end(), segments.begin() + ptrdiff_t(begin))) {
+            return false;
+        }
+    }
+    return true;
+}
+
+std::shared_ptr<const SegmentList> SegmentList::make(std::vector<Segment> segments) {
+    std::shared_ptr<const SegmentList> base;
+    size_t n = segments.size();
+    for (; n > 0; --n) {
+        base = segments[n - 1].chunk->home.lock();
+        if (base && base->size() == n) {
+            break;
+        }
+    }
+    if (n == 0 || !base->starts(segments)) {
+        base = nullptr;
+        n = 0;
+    }
+    if (base && n == segments.size()) {
+        return base;
+    }
+    segments.erase(segments.begin(), segments.begin() + ptrdiff_t(n));
+    segments.shrink_to_fit();
+    auto list = std::make_shared<const SegmentList>(std::move(base), std::move(segments));
+    const Segment & last = list->own().back();
+    if (last.row + last.n == last.chunk->n_rows) {
+        last.chunk->home = list;
+    }
+    return list;
+}
+
+std::vector<Segment> SegmentList::all() const {
+    std::vector<Segment> segments(size_);
+    for (const SegmentList * list = this; list; list = list->base()) {
+        std::copy(list->own_.begin(), list->own_.end(), segments.begin() + ptrdiff_t(list->size_ - list->own_.size()));
+    }
+    return segments;
 }
 
 std::shared_ptr<const Chunk> ChunkIndex::add(std::unique_ptr<Chunk> owned) {
@@ -149,19 +234,17 @@ std::shared_ptr<const Chunk> ChunkIndex::add(std::unique_ptr<Chunk> owned) {
     return chunk;
 }
 
-void ChunkIndex::remove(const Chunk * chunk) {
+bool ChunkIndex::remove(const Chunk * chunk) {
     std::lock_guard<std::mutex> lock(mutex_);
+    bool was_there = false;
     for (const Run & run : chunk->rows.list()) {
         const auto found = entries_.find({run.epoch, run.first});
         if (found != entries_.end() && found->second.raw == chunk) {
             entries_.erase(found);
+            was_there = true;
         }
     }
-}
-
-size_t ChunkIndex::size() const {
-    std::lock_guard<std::mutex> lock(mutex_);
-    return entries_.size();
+    return was_there;
 }
 
 void ChunkIndex::find(const Runs & rows, std::vector<Segment> & held, Runs & missing) const {
@@ -188,12 +271,7 @@ void ChunkIndex::find(const Runs & rows, std::vector<Segment> & held, Runs & mis
             }
             const uint32_t n = uint32_t((chunk ? last : until) - id);
             if (chunk) {
-                Segment * back = held.empty() ? nullptr : &held.back();
-                if (back && back->chunk == chunk && back->row + back->n == row && back->pos + Pos(back->n) == pos) {
-                    back->n += n;
-                } else {
-                    held.push_back({std::move(chunk), row, n, pos});
-                }
+                append(held, {std::move(chunk), row, n, pos});
             } else {
                 missing.append(Run{pos, pos + Pos(n), run.epoch, id});
             }
@@ -231,12 +309,40 @@ std::vector<std::shared_ptr<DeviceBuffer>> Packer::allocate(BufferPool & pool) c
     return buffers;
 }
 
-size_t Packer::n_bytes() const {
-    size_t n = 0;
-    for (const Open & open : open_) {
-        n += open.size;
+std::unique_ptr<Chunk> take_chunk(const KvLayout & layout, SeqId seq, const Located & located, BufferPool & pool, bool host,
+                                  CopyList & copies) {
+    auto chunk = std::make_unique<Chunk>();
+    chunk->rows = located.rows;
+    chunk->host = host;
+    chunk->n_rows = uint32_t(located.rows.size());
+    if (layout.has_ext) {
+        const llama_kv_cells & cells = layout.cache->get_cells(seq);
+        for (const Segment & from : located.from) {
+            for (uint32_t i = from.row; i < from.row + from.n; ++i) {
+                chunk->ext.push_back(from.chunk ? from.chunk->ext[i] : cells.ext_get(i));
+            }
+        }
     }
-    return n;
+    const std::vector<RowTensor> & tensors = layout.tensors(seq);
+    Packer packer;
+    for (const RowTensor & tensor : tensors) {
+        chunk->places.push_back(packer.place(storage_for(tensor.tensor, host), tensor.row_bytes() * chunk->n_rows));
+    }
+    chunk->buffers = packer.allocate(pool);
+    for (size_t t = 0; t < tensors.size(); ++t) {
+        const RowTensor & tensor = tensors[t];
+        ggml_tensor * to = chunk->buffers[chunk->places[t].buffer]->tensor();
+        for (uint32_t k = 0; k < tensor.n_pieces; ++k) {
+            uint32_t row = 0;
+            for (const Segment & from : located.from) {
+                const Slice at = from.chunk ? from.chunk->slice(tensor, t, from.row, k)
+                                            : Slice{tensor.tensor, tensor.offset(from.row, k), 0};
+                copies.add({at.tensor, at.offset, to, chunk->offset(tensor, t, row, k), from.n * tensor.piece});
+                row += from.n;
+            }
+        }
+    }
+    return chunk;
 }
 
 ggml_backend_buffer_type_t storage_for(const ggml_tensor * tensor, bool host) {

@@ -39,8 +39,9 @@ struct KvLayout {
     explicit KvLayout(llama_kv_cache * cache);
     const std::vector<RowTensor> & tensors(SeqId seq) const;
     size_t row_bytes() const;
-    bool   fits(const KvLayout & other) const;
 };
+
+class SegmentList;
 
 // Rows of one cache, copied out. Immutable; the content of row i is `rows` at its i-th position.
 struct Chunk {
@@ -55,20 +56,64 @@ struct Chunk {
     };
     std::vector<Place>                         places; // by tensor of the layout
     std::vector<std::shared_ptr<DeviceBuffer>> buffers;
+    mutable std::weak_ptr<const SegmentList>   home; // a list that ends with all of it; for whoever is in the context
 
     size_t bytes() const;
+    size_t meta_bytes() const;
     // Where piece `k` of row `row` of tensor `t` lies.
     size_t offset(const RowTensor & tensor, size_t t, uint32_t row, uint32_t k) const {
         return places[t].offset + (size_t(k) * n_rows + row) * tensor.piece;
+    }
+    Slice slice(const RowTensor & tensor, size_t t, uint32_t row, uint32_t k) const {
+        return {buffers[places[t].buffer]->tensor(), offset(tensor, t, row, k), 0};
     }
 };
 
 // `n` rows of a chunk from `row`, at the positions from `pos` on without a hole.
 struct Segment {
-    std::shared_ptr<const Chunk> chunk;
+    std::shared_ptr<const Chunk> chunk; // null: `row` is a cell of the cache
     uint32_t row;
     uint32_t n;
     Pos      pos; // position of the first
+
+    bool operator==(const Segment &) const = default;
+    // True if `next` lies right behind this one and takes the next positions.
+    bool continues(const Segment & next) const {
+        return chunk == next.chunk && row + n == next.row && pos + Pos(n) == next.pos;
+    }
+};
+
+// Append, merging with the last.
+void append(std::vector<Segment> & segments, Segment segment);
+// What lies at the positions [begin, end).
+std::vector<Segment> slice(const std::vector<Segment> & segments, Pos begin, Pos end);
+
+// The segments of a checkpoint, in order of position. Immutable: a list that goes on where another one ends refers to
+// it, so that checkpoints along one sequence cost what each adds.
+class SegmentList {
+  public:
+    // Shares what it can with the lists its chunks are at home in. For whoever is in the context.
+    static std::shared_ptr<const SegmentList> make(std::vector<Segment> segments);
+    SegmentList(std::shared_ptr<const SegmentList> base, std::vector<Segment> own);
+    ~SegmentList();
+
+    size_t size() const { return size_; }
+    std::vector<Segment> all() const;
+    const std::vector<Segment> & own() const { return own_; }
+    const SegmentList * base() const { return base_.get(); }
+
+  private:
+    bool starts(const std::vector<Segment> & segments) const;
+
+    std::shared_ptr<const SegmentList> base_;
+    std::vector<Segment>               own_;
+    size_t                             size_;
+};
+
+// Rows, and where each lies.
+struct Located {
+    Runs                 rows;
+    std::vector<Segment> from;
 };
 
 // Finds live chunks by content id.
@@ -78,7 +123,8 @@ class ChunkIndex : public std::enable_shared_from_this<ChunkIndex> {
     std::shared_ptr<const Chunk> add(std::unique_ptr<Chunk> chunk);
     // Split `rows` into segments that live chunks hold and the rest.
     void find(const Runs & rows, std::vector<Segment> & held, Runs & missing) const;
-    size_t size() const;
+    // No longer find it; true if it was there.
+    bool remove(const Chunk * chunk);
 
   private:
     struct Entry {
@@ -87,7 +133,6 @@ class ChunkIndex : public std::enable_shared_from_this<ChunkIndex> {
         std::weak_ptr<const Chunk> chunk;
         const Chunk *              raw;
     };
-    void remove(const Chunk * chunk);
 
     mutable std::mutex                               mutex_;
     std::map<std::pair<uint64_t, uint64_t>, Entry>   entries_; // by (epoch, first id)
@@ -105,6 +150,7 @@ struct Blob {
     std::vector<std::shared_ptr<DeviceBuffer>> buffers;
 
     size_t bytes() const;
+    std::vector<Slice> slices() const;
 };
 
 // Puts pieces into as few buffers per buffer type as its maximum size allows.
@@ -113,7 +159,6 @@ class Packer {
     // Returns (buffer index, offset); call `allocate` when all are placed.
     Chunk::Place place(ggml_backend_buffer_type_t buft, size_t size);
     std::vector<std::shared_ptr<DeviceBuffer>> allocate(BufferPool & pool) const;
-    size_t n_bytes() const;
 
   private:
     struct Open {
@@ -122,6 +167,10 @@ class Packer {
     };
     std::vector<Open> open_;
 };
+
+// Copy rows, wherever each lies, into a new chunk; those in cells are of `seq`.
+std::unique_ptr<Chunk> take_chunk(const KvLayout & layout, SeqId seq, const Located & located, BufferPool & pool, bool host,
+                                  CopyList & copies);
 
 // The buffer type a tensor's copy lives in: beside it, or in host memory.
 ggml_backend_buffer_type_t storage_for(const ggml_tensor * tensor, bool host);

@@ -81,7 +81,6 @@ std::shared_ptr<DeviceBuffer> BufferPool::acquire(ggml_backend_buffer_type_t buf
     std::unique_ptr<DeviceBuffer> buffer;
     {
         std::lock_guard<std::mutex> lock(mutex_);
-        largest_ = std::max(largest_, size);
         auto best = idle_.end();
         for (auto it = idle_.begin(); it != idle_.end(); ++it) {
             const size_t have = (*it)->size();
@@ -122,12 +121,17 @@ void BufferPool::give_back(DeviceBuffer * raw) {
     live_[buffer->buft()] -= buffer->size();
     idle_bytes_ += buffer->size();
     idle_.push_back(std::move(buffer));
-    // At most what one more save of the largest kind would take: the oldest go first.
-    while (idle_bytes_ > largest_ + largest_ / 4 + 4096 || idle_.size() > 64) {
+    // The oldest go first. A buffer may be a sixteenth larger than what was asked for.
+    while (idle_bytes_ > largest_ + largest_ / 16 + 4096 || idle_.size() > 64) {
         idle_bytes_ -= idle_.front()->size();
         freed.push_back(std::move(idle_.front()));
         idle_.erase(idle_.begin());
     }
+}
+
+void BufferPool::expect(size_t bytes) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    largest_ = std::max(largest_, bytes);
 }
 
 void BufferPool::trim() {

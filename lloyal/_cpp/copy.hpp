@@ -43,10 +43,11 @@ class DeviceBuffer {
 };
 
 // Keeps freed buffers for the next save, so that a save in a loop does not allocate. It never holds more than the
-// largest request so far, and gives everything back when asked or when an allocation fails.
+// largest save so far took, and gives everything back when asked or when an allocation fails.
 class BufferPool : public std::enable_shared_from_this<BufferPool> {
   public:
     std::shared_ptr<DeviceBuffer> acquire(ggml_backend_buffer_type_t buft, size_t size);
+    void   expect(size_t bytes); // what the save that begins is going to acquire
     void   trim();
     size_t idle_bytes() const;
     // Bytes in use per buffer type.
@@ -58,7 +59,7 @@ class BufferPool : public std::enable_shared_from_this<BufferPool> {
     mutable std::mutex                            mutex_;
     std::vector<std::unique_ptr<DeviceBuffer>>    idle_;
     size_t                                        idle_bytes_ = 0;
-    size_t                                        largest_    = 0;
+    size_t                                        largest_    = 0; // save
     std::map<ggml_backend_buffer_type_t, size_t>  live_;
 };
 

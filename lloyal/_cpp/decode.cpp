@@ -295,7 +295,6 @@ template <typename Native> Status run_decode(ContextBox & box, const Batch & bat
                 }
             }
         }
-        lease_settle(box);
         log_mark();
         box.poll_after_us = llama_time_us() + 20'000; // a short step never asks Python
         box.drop_outputs();

@@ -68,6 +68,7 @@ ContextBox::ContextBox(ModelHandle parent, llama_context * context, const llama_
     : model(std::move(parent)), ptr(context), memory(llama_get_memory(context)), id(random_epoch()),
       map(*model->ptr, *context, memory, params), provenance(id, int32_t(llama_n_seq_max(context))),
       leases(llama_n_seq_max(context), Lease::none) {
+    deferred_leases.reserve(leases.size());
     graph_has_logits = ptr->get_gf_res_reserve()->get_logits() != nullptr;
     llama_set_abort_callback(ptr, on_abort_check, this);
     ++live_counts().contexts;

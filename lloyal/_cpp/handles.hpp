@@ -103,7 +103,7 @@ struct ContextBox {
     RawDeviceStates raw_states;
 
     std::vector<Lease> leases; // by sequence
-    // Leases given up while somebody else was inside; whoever enters next frees them.
+    // Leases given up, by any thread: whoever enters next empties their sequences.
     mutable std::mutex lease_mutex;
     std::vector<SeqId> deferred_leases;
     std::atomic<bool>  has_deferred_leases{false};
@@ -137,11 +137,19 @@ Status context_create(ModelHandle model, llama_context_params params, ContextHan
 // After a change that makes llama.cpp plan its memory again: do so now instead of inside the next decode. Throws.
 void context_reserve(ContextBox & box);
 
+void lease_settle(ContextBox & box) noexcept;
+
 // One caller at a time: false if another thread is inside.
 inline bool context_enter(ContextBox & box) {
     log_mark(); // what llama.cpp says from here on is about this call
     Use expected = Use::idle;
-    return box.use.compare_exchange_strong(expected, Use::busy, std::memory_order_acquire);
+    if (!box.use.compare_exchange_strong(expected, Use::busy, std::memory_order_acquire)) {
+        return false;
+    }
+    if (box.has_deferred_leases.load(std::memory_order_acquire)) {
+        lease_settle(box);
+    }
+    return true;
 }
 inline bool context_busy(const ContextBox & box) {
     return box.use.load(std::memory_order_acquire) != Use::idle;

@@ -2,36 +2,19 @@
 
 #include "llama-memory.h"
 
-#include <algorithm>
-
 namespace lloyal {
-namespace {
-
-void free_lease(ContextBox & box, SeqId seq) {
-    memory_seq_rm_any(box, seq, -1, -1);
-    box.leases[seq] = Lease::none;
-}
-
-} // namespace
-
 void lease_settle(ContextBox & box) noexcept {
-    if (!box.has_deferred_leases.load(std::memory_order_acquire)) {
-        return;
+    std::lock_guard<std::mutex> lock(box.lease_mutex);
+    for (const SeqId seq : box.deferred_leases) {
+        memory_seq_rm_any(box, seq, -1, -1);
+        box.leases[seq] = Lease::none;
     }
-    std::vector<SeqId> waiting;
-    {
-        std::lock_guard<std::mutex> lock(box.lease_mutex);
-        waiting.swap(box.deferred_leases);
-        box.has_deferred_leases.store(false, std::memory_order_release);
-    }
-    for (const SeqId seq : waiting) {
-        free_lease(box, seq);
-    }
+    box.deferred_leases.clear();
+    box.has_deferred_leases.store(false, std::memory_order_release);
 }
 
 Status lease_acquire(ContextBox & box, Lease kind, SeqId & out) noexcept {
     return guarded(Code::no_lease, [&]() -> Status {
-        lease_settle(box);
         if (!box.memory) {
             return Status(Code::unsupported, "this model keeps no memory between calls: there are no sequences to lease");
         }
@@ -47,24 +30,18 @@ Status lease_acquire(ContextBox & box, Lease kind, SeqId & out) noexcept {
     });
 }
 
-// May come from any thread (garbage collection): if somebody is inside the context, whoever enters next does it.
+// Entering the context here, perhaps from garbage collection on another thread, would make its user's next call Busy.
 void lease_release(ContextBox & box, SeqId seq) noexcept {
-    if (context_enter(box)) {
-        free_lease(box, seq);
-        context_leave(box);
+    if (seq < 0 || size_t(seq) >= box.leases.size()) {
         return;
     }
     std::lock_guard<std::mutex> lock(box.lease_mutex);
-    box.deferred_leases.push_back(seq);
+    box.deferred_leases.push_back(seq); // never more than there are sequences, for which there is room
     box.has_deferred_leases.store(true, std::memory_order_release);
 }
 
 int32_t lease_available(const ContextBox & box) {
     int32_t n = 0;
-    {
-        std::lock_guard<std::mutex> lock(box.lease_mutex);
-        n += int32_t(box.deferred_leases.size());
-    }
     for (SeqId seq = 0; seq < box.provenance.n_seq_max(); ++seq) {
         n += box.leases[seq] == Lease::none && box.provenance.of(seq).empty();
     }

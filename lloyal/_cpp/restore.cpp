@@ -96,10 +96,8 @@ void copy_rows(CopyList & copies, const ScriptedReader & reader, const std::vect
                     }
                     const Segment & from = segments[segment];
                     const uint32_t n = std::min(left, from.n - in_segment);
-                    const Chunk::Place & place = from.chunk->places[t];
-                    copies.add({from.chunk->buffers[place.buffer]->tensor(),
-                                from.chunk->offset(tensor, t, from.row + in_segment, k), tensor.tensor, at,
-                                n * tensor.piece});
+                    const Slice source = from.chunk->slice(tensor, t, from.row + in_segment, k);
+                    copies.add({source.tensor, source.offset, tensor.tensor, at, n * tensor.piece});
                     at += n * tensor.piece;
                     in_segment += n;
                     left -= n;
@@ -148,6 +146,7 @@ void drop_sequence(ContextBox & box, SeqId seq) {
 }
 
 void forget_sequence(ContextBox & box, SeqId seq) {
+    box.drop_outputs();
     drop_sequence(box, seq);
     box.provenance.remove(seq, 0, POS_END);
     box.map.reset_ring(seq);
@@ -205,16 +204,8 @@ struct Restore {
     };
     std::vector<KvRead> reads{};
 
-    // Split a part's segments at `begin`.
     static KvRead read_from(const CheckpointBox::Part & part, Pos begin) {
-        KvRead read{part.cache, part.rows.slice(begin, POS_END), {}};
-        for (const Segment & segment : part.segments) {
-            const Pos skip = std::max(0, std::min(Pos(segment.n), begin - segment.pos));
-            if (skip < Pos(segment.n)) {
-                read.segments.push_back({segment.chunk, segment.row + uint32_t(skip), segment.n - uint32_t(skip), segment.pos + skip});
-            }
-        }
-        return read;
+        return {part.cache, part.rows.slice(begin, POS_END), slice(part.segments(), begin, POS_END)};
     }
 
     void find_shared() {
@@ -333,8 +324,7 @@ struct Restore {
 Status restore_failed(SeqId dest, const std::exception & e) {
     const auto * memory = dynamic_cast<const DeviceMemoryError *>(&e);
     return Status(memory ? Code::out_of_device_memory : Code::decode_failed,
-                  text(e.what(), "; there was no spare sequence or no free cells to prepare the state in, so sequence ",
-                       dest, " is now empty"));
+                  text(e.what(), "; sequence ", dest, " is now empty: the state was being read straight into it"));
 }
 
 Status restore_parts(Restore & restore) {
@@ -455,15 +445,28 @@ Status restore_whole(ContextBox & box, CheckpointBox & ck, SeqId dest) {
 }
 
 Status restore_cells(ContextBox & box, CheckpointBox & ck, SeqId dest) {
-    if (!(box.provenance.of(ck.lease) == ck.rows)) {
-        return Status(Code::stale_checkpoint,
-                      text("the cells of this checkpoint (sequence ", ck.lease, ") were changed: the memory was cleared or "
-                           "restored as a whole"));
+    if (Status status = check_lease(ck); !status.ok()) {
+        return status;
     }
     if (Status status = memory_seq_rm(box, dest, -1, -1); !status.ok()) {
         return status;
     }
     return memory_seq_cp_any(box, ck.lease, dest, -1, -1);
+}
+
+Status restore_rows(ContextBox & box, CheckpointStore & store, CheckpointBox & ck, SeqId dest) {
+    if (ck.where == Where::cells) {
+        return restore_cells(box, ck, dest);
+    }
+    if (ck.whole) {
+        return restore_whole(box, ck, dest);
+    }
+    if (store.whole_only) {
+        // partial on sparse attention: positions only
+        return memory_seq_rm(box, dest, ck.rows.end(), -1);
+    }
+    Restore restore{box, store, ck, dest};
+    return restore_parts(restore);
 }
 
 // Why a checkpoint of one context cannot be read into another.
@@ -488,6 +491,15 @@ Status check_layout(ContextBox & from, ContextBox & to) {
 
 } // namespace
 
+Status check_lease(const CheckpointBox & ck) {
+    if (ck.context->provenance.of(ck.lease) == ck.rows) {
+        return {};
+    }
+    return Status(Code::stale_checkpoint,
+                  text("the cells of this checkpoint (sequence ", ck.lease, ") were changed: the memory was cleared or "
+                       "restored as a whole"));
+}
+
 Status checkpoint_restore(CheckpointBox & ck, ContextBox & box, SeqId dest) noexcept {
     return checkpoint_guarded([&]() -> Status {
         if (Status status = check_checkpointable(box, dest, "seq_id"); !status.ok()) {
@@ -509,9 +521,8 @@ Status checkpoint_restore(CheckpointBox & ck, ContextBox & box, SeqId dest) noex
         }
         llama_synchronize(box.ptr);
         CheckpointStore & store = store_of(box);
-        ck.used_at = ++ck.context->store->clock;
+        ck.used_at = ck.context->store->tick();
         if (ck.rows.empty()) {
-            box.drop_outputs();
             forget_sequence(box, dest);
             return {};
         }
@@ -522,19 +533,11 @@ Status checkpoint_restore(CheckpointBox & ck, ContextBox & box, SeqId dest) noex
                           text("a partial checkpoint needs the rows it was taken on: sequence ", dest, " no longer holds "
                                "the same rows up to position ", ck.pos_max));
         }
-        box.drop_outputs();
-        if (ck.where == Where::cells) {
-            return restore_cells(box, ck, dest);
+        const Status status = restore_rows(box, store, ck, dest);
+        if (status.ok()) {
+            box.drop_outputs(); // they belong to what the sequence was
         }
-        if (ck.whole) {
-            return restore_whole(box, ck, dest);
-        }
-        if (store.whole_only) {
-            // partial on sparse attention: positions only
-            return memory_seq_rm(box, dest, ck.rows.end(), -1);
-        }
-        Restore restore{box, store, ck, dest};
-        return restore_parts(restore);
+        return status;
     });
 }
 

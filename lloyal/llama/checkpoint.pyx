@@ -21,8 +21,8 @@ from lloyal.llama.status cimport check, check_process
 from lloyal.errors import Closed
 
 __all__ = [
-    "CheckpointBase", "budget", "fault_arm", "fault_remaining", "layout_signature", "lease_acquire", "lease_available",
-    "lease_release", "live_bytes", "live_count", "pool_idle_bytes", "pool_trim", "set_budget",
+    "CheckpointBase", "budget", "estimate", "fault_arm", "fault_remaining", "layout_signature", "lease_acquire",
+    "lease_available", "lease_release", "live_bytes", "meta_bytes", "pool_idle_bytes", "trim", "set_budget",
 ]
 
 
@@ -70,13 +70,26 @@ cdef class CheckpointBase:
         elif core.log_pending():
             drain_logs()
 
+    def _to_host_native(self, CheckpointBase source not None, ContextBase ctx not None) -> None:
+        cdef core.ContextHandle context
+        cdef native.CheckpointHandle handle = source.pin()
+        cdef native.CheckpointHandle copy
+        cdef core.Status status
+        enter(ctx, context)
+        with nogil:
+            status = native.checkpoint_to_host(handle.get()[0], copy)
+            leave(context)
+        check(status)
+        self.handle = copy
+
     def _export_native(self) -> bytes:
         cdef native.CheckpointHandle handle = self.pin()
         cdef core.Status status
         cdef size_t size = 0
         cdef bytes data
         cdef uint8_t* out
-        status = native.checkpoint_export_size(handle.get()[0], size)
+        with nogil:
+            status = native.checkpoint_export_size(handle.get()[0], size)
         check(status)
         data = PyBytes_FromStringAndSize(NULL, size)
         out = <uint8_t*>PyBytes_AS_STRING(data)
@@ -118,7 +131,10 @@ cdef class CheckpointBase:
 
     def _buffers_native(self) -> dict[str, int]:
         cdef native.CheckpointHandle handle = self.pin()
-        return _by_name(handle.get().buffers())
+        cdef cppmap[g.ggml_backend_buffer_type_t, size_t] sizes
+        with nogil:
+            sizes = handle.get().buffers()
+        return _by_name(sizes)
 
     def release(self) -> None:
         """Give up the state now; it cannot be restored afterwards. Others that share rows with it are untouched.
@@ -138,18 +154,18 @@ cdef class CheckpointBase:
     def evicted(self) -> bool:
         """True if the budget took it away."""
         cdef native.CheckpointHandle handle = self.pin()
-        return handle.get().evicted
+        return handle.get().evicted.load()
 
     @property
     def pinned(self) -> bool:
         """True keeps the budget from evicting it. May be set."""
         cdef native.CheckpointHandle handle = self.pin()
-        return handle.get().pinned
+        return handle.get().pinned.load()
 
     @pinned.setter
     def pinned(self, bint value):
         cdef native.CheckpointHandle handle = self.pin()
-        handle.get().pinned = value
+        handle.get().pinned.store(value)
 
     @property
     def partial(self) -> bool:
@@ -178,19 +194,19 @@ cdef class CheckpointBase:
     def nbytes(self) -> int:
         """Bytes of cache content it holds, those it shares with other checkpoints included; 0 with where="cells"."""
         cdef native.CheckpointHandle handle = self.pin()
-        return handle.get().nbytes()
+        cdef size_t n
+        with nogil:
+            n = handle.get().nbytes()
+        return n
 
     @property
     def n_segments(self) -> int:
         """Pieces of shared chunks its rows lie in."""
         cdef native.CheckpointHandle handle = self.pin()
-        return handle.get().n_segments()
-
-    @property
-    def meta_nbytes(self) -> int:
-        """Host bytes of bookkeeping."""
-        cdef native.CheckpointHandle handle = self.pin()
-        return handle.get().meta_bytes()
+        cdef size_t n
+        with nogil:
+            n = handle.get().n_segments()
+        return n
 
     @property
     def lease(self) -> int | None:
@@ -216,10 +232,33 @@ def live_bytes(ContextBase ctx not None) -> dict[str, int]:
     return _by_name(native.store_of(handle.get()[0]).pool.get().live_bytes())
 
 
-def live_count(ContextBase ctx not None) -> int:
-    """Checkpoints of a context that are neither released nor evicted."""
-    cdef core.ContextHandle handle = ctx.pin()
-    return native.store_of(handle.get()[0]).live().size()
+def meta_bytes(ContextBase ctx not None) -> int:
+    """Host bytes of bookkeeping of a context's checkpoints; what they share counts once."""
+    cdef core.ContextHandle handle
+    cdef size_t n
+    enter(ctx, handle)
+    with nogil:
+        n = native.store_of(handle.get()[0]).meta_bytes()
+        leave(handle)
+    return n
+
+
+def estimate(ContextBase ctx not None, seq_id: int) -> dict[str, Any]:
+    """What a checkpoint of a sequence would cost: bytes, rows, cells, and seconds by what earlier ones took."""
+    cdef core.ContextHandle handle
+    cdef core.Status status
+    cdef native.Estimate found
+    cdef int32_t seq = as_int32(seq_id, "seq_id")
+    enter(ctx, handle)
+    with nogil:
+        status = native.checkpoint_estimate(handle.get()[0], seq, found)
+        leave(handle)
+    check(status)
+    return {
+        "copied_bytes": found.copied_bytes, "rows": found.rows, "free_cells": found.free_cells, "n_cells": found.n_cells,
+        "device_free": found.device_free, "is_host": found.is_host,
+        "device_seconds": found.device_seconds, "cells_seconds": found.cells_seconds,
+    }
 
 
 def pool_idle_bytes(ContextBase ctx not None) -> int:
@@ -228,10 +267,15 @@ def pool_idle_bytes(ContextBase ctx not None) -> int:
     return native.store_of(handle.get()[0]).pool.get().idle_bytes()
 
 
-def pool_trim(ContextBase ctx not None) -> None:
-    """Give the kept buffers back to their devices."""
-    cdef core.ContextHandle handle = ctx.pin()
-    native.store_of(handle.get()[0]).pool.get().trim()
+def trim(ContextBase ctx not None) -> None:
+    """Give back what no checkpoint needs. Releases the GIL."""
+    cdef core.ContextHandle handle
+    cdef core.Status status
+    enter(ctx, handle)
+    with nogil:
+        status = native.checkpoint_trim(handle.get()[0])
+        leave(handle)
+    check(status)
 
 
 def set_budget(ContextBase ctx not None, budget: int | None, bint evict) -> None:
@@ -280,17 +324,19 @@ def lease_acquire(ContextBase ctx not None) -> int:
 
 
 def lease_release(ContextBase ctx not None, seq_id: int) -> None:
-    """Give a leased id back and empty its sequence. Releases the GIL."""
+    """Give a leased id back; its sequence is emptied before anything else happens in the context."""
     cdef core.ContextHandle handle = ctx.pin()
-    cdef int32_t seq = as_int32(seq_id, "seq_id")
-    with nogil:
-        native.lease_release(handle.get()[0], seq)
+    native.lease_release(handle.get()[0], as_int32(seq_id, "seq_id"))
 
 
 def lease_available(ContextBase ctx not None) -> int:
     """Ids that could be leased now."""
-    cdef core.ContextHandle handle = ctx.pin()
-    return native.lease_available(handle.get()[0])
+    cdef core.ContextHandle handle
+    cdef int32_t n
+    enter(ctx, handle)
+    n = native.lease_available(handle.get()[0])
+    leave(handle)
+    return n
 
 
 def fault_arm(int64_t n) -> None:

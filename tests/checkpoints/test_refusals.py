@@ -12,8 +12,7 @@ import pytest
 import lloyal
 from lloyal import errors
 from lloyal.llama import checkpoint as native
-from tests.checkpoints.test_checkpoint import some
-from tests.decode import feed
+from tests.decode import feed, some
 
 Make = Callable[..., lloyal.Context]
 
