@@ -87,7 +87,7 @@ class RawState:
         return RawState([cache.permuted(rng) for cache in self.caches], self.recurrent)
 
 
-def parse(blob: bytes, kind: str, mrope: bool = False) -> RawState:
+def parse(blob: bytes, kind: str, mrope: bool = False, has_v: bool = True) -> RawState:
     """Take a state of memory `kind` apart and sort its rows; every byte of it must be accounted for."""
     at = 8
     assert struct.unpack_from("<I", blob)[0] == MAGIC
@@ -130,7 +130,8 @@ def parse(blob: bytes, kind: str, mrope: bool = False) -> RawState:
             transposed, n_layer = take("<II")
             found.layers_header = blob[at - 8 : at]
             found.tensors = [tensor(n, order, False) for _ in range(n_layer)]
-            found.tensors += [tensor(n, order, bool(transposed)) for _ in range(n_layer)]
+            if has_v:  # latent attention reads V out of K
+                found.tensors += [tensor(n, order, bool(transposed)) for _ in range(n_layer)]
         return found
 
     caches = [cache() for part in LAYERS_OF[kind] if part == "cache"]
