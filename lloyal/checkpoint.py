@@ -131,7 +131,7 @@ class Checkpoint(native.CheckpointBase):
 
     @property
     def tokens(self) -> tuple[int, ...] | None:
-        """The tokens of its rows, or None: a context does not keep what it was fed. May be set; `to_bytes` writes them."""
+        """The tokens of its rows, if they were set: a context does not keep what it was fed. `to_bytes` writes them."""
         return self._tokens
 
     @tokens.setter

@@ -12,13 +12,14 @@ from typing_extensions import Buffer
 
 BufferLike = Buffer | NDArray[Any]
 
-__all__ = ["CheckpointBase", "budget", "fault_arm", "fault_remaining", "layout_signature", "lease_acquire", "lease_available", "lease_release", "live_bytes", "live_count", "pool_idle_bytes", "pool_trim", "set_budget"]
+__all__ = ["CheckpointBase", "budget", "estimate", "fault_arm", "fault_remaining", "layout_signature", "lease_acquire", "lease_available", "lease_release", "live_bytes", "meta_bytes", "pool_idle_bytes", "set_budget", "trim"]
 
 class CheckpointBase:
     """The handle of a checkpoint. See `lloyal.Checkpoint`."""
 
     def _take_native(self, ctx: ContextBase, seq_id: int, where: str, partial: bool) -> None: ...
     def _restore_native(self, ctx: ContextBase, seq_id: int) -> None: ...
+    def _to_host_native(self, source: CheckpointBase, ctx: ContextBase) -> None: ...
     def _export_native(self) -> bytes: ...
     def _import_native(self, ctx: ContextBase, data: BufferLike, partial: bool, seq_id: int, rows: Iterable[tuple[int, int, int, int]], window_begin: int) -> None: ...
     def _rows_native(self) -> list[tuple[int, int, int, int]]: ...
@@ -57,23 +58,23 @@ class CheckpointBase:
     def n_segments(self) -> int:
         """Pieces of shared chunks its rows lie in."""
     @property
-    def meta_nbytes(self) -> int:
-        """Host bytes of bookkeeping."""
-    @property
     def lease(self) -> int | None:
         """The sequence that holds its cells (where="cells"), otherwise None."""
 
 def live_bytes(ctx: ContextBase) -> dict[str, int]:
     """Bytes that the checkpoints of a context really take, by buffer type; shared rows count once."""
 
-def live_count(ctx: ContextBase) -> int:
-    """Checkpoints of a context that are neither released nor evicted."""
+def meta_bytes(ctx: ContextBase) -> int:
+    """Host bytes of bookkeeping of a context's checkpoints; what they share counts once."""
+
+def estimate(ctx: ContextBase, seq_id: int) -> dict[str, Any]:
+    """What a checkpoint of a sequence would cost: bytes, rows, cells, and seconds by what earlier ones took."""
 
 def pool_idle_bytes(ctx: ContextBase) -> int:
     """Bytes of freed buffers kept for the next checkpoint."""
 
-def pool_trim(ctx: ContextBase) -> None:
-    """Give the kept buffers back to their devices."""
+def trim(ctx: ContextBase) -> None:
+    """Give back what no checkpoint needs. Releases the GIL."""
 
 def set_budget(ctx: ContextBase, budget: int | None, evict: bool) -> None:
     """Limit the bytes of a context's checkpoints (None: no limit), refusing or evicting beyond it."""
@@ -88,7 +89,7 @@ def lease_acquire(ctx: ContextBase) -> int:
     """Lease a free sequence id, from the top. Releases the GIL."""
 
 def lease_release(ctx: ContextBase, seq_id: int) -> None:
-    """Give a leased id back and empty its sequence. Releases the GIL."""
+    """Give a leased id back; its sequence is emptied before anything else happens in the context."""
 
 def lease_available(ctx: ContextBase) -> int:
     """Ids that could be leased now."""

@@ -22,7 +22,7 @@ from lloyal.errors import Closed
 
 __all__ = [
     "CheckpointBase", "budget", "estimate", "fault_arm", "fault_remaining", "layout_signature", "lease_acquire",
-    "lease_available", "lease_release", "live_bytes", "meta_bytes", "pool_idle_bytes", "trim", "set_budget",
+    "lease_available", "lease_release", "live_bytes", "meta_bytes", "pool_idle_bytes", "set_budget", "trim",
 ]
 
 

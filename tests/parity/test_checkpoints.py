@@ -63,13 +63,11 @@ MODES: dict[str, dict[str, Any]] = {
 
 
 def rows_of(blob: bytes, kind: str) -> bytes:
-    """A state with its rows in order of position, in the only one of llama.cpp's forms that accounts for every byte."""
-    found = []
-    for mrope, has_v in itertools.product((False, True), repeat=2):
+    """A state with its rows in order of position, in the first of llama.cpp's forms that accounts for every byte."""
+    for has_v, mrope in itertools.product((True, False), (False, True)):
         with contextlib.suppress(AssertionError, ValueError, struct.error):
-            found.append(parse(blob, kind, mrope, has_v).encode())
-    assert len(found) == 1
-    return found[0]
+            return parse(blob, kind, mrope, has_v).encode()
+    raise AssertionError(f"{len(blob)} bytes are no state of {kind} memory")
 
 
 @dataclasses.dataclass
