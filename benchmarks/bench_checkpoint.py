@@ -111,7 +111,7 @@ class Bench:
             lloyal.prefill(ctx, fresh_tokens(step, i), logits=False)
             taken.append(ctx.checkpoint(0))
         held = ctx.checkpoints.nbytes
-        meta = sum(checkpoint.meta_nbytes for checkpoint in taken)
+        meta = ctx.checkpoints.meta_nbytes
         with ctx.checkpoint(0, partial=True) as partial:
             rows = partial.nbytes
         full = taken[-1].nbytes

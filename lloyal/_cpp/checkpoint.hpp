@@ -140,7 +140,7 @@ Status checkpoint_import(ContextHandle context, const uint8_t * data, size_t siz
 
 // Leases: sequences that raw calls may not decode into. Handed out from the top.
 Status lease_acquire(ContextBox & box, Lease kind, SeqId & out) noexcept;
-void    lease_release(ContextBox & box, SeqId seq) noexcept; // from any thread; whoever enters next empties the sequence
+void    lease_release(ContextBox & box, SeqId seq) noexcept; // from any thread; empties the sequence, now or when it can
 int32_t lease_available(const ContextBox & box);
 
 } // namespace lloyal

@@ -17,6 +17,7 @@
 #include <mutex>
 #include <shared_mutex>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -72,7 +73,8 @@ class CheckpointStore;
 enum class Lease : uint8_t { none = 0, tenant, checkpoint };
 
 // Whether somebody is inside a context, and was asked to stop: one value, so that a request for one call never meets another.
-enum class Use : uint8_t { idle = 0, busy, stopping };
+// Settling, a thread frees what was given up: others wait that moment instead of hearing Busy.
+enum class Use : uint8_t { idle = 0, busy, stopping, settling };
 
 struct ContextBox {
     ModelHandle     model;
@@ -103,7 +105,7 @@ struct ContextBox {
     RawDeviceStates raw_states;
 
     std::vector<Lease> leases; // by sequence
-    // Leases given up, by any thread: whoever enters next empties their sequences.
+    // Leases given up while somebody was inside: whoever enters next empties their sequences.
     mutable std::mutex lease_mutex;
     std::vector<SeqId> deferred_leases;
     std::atomic<bool>  has_deferred_leases{false};
@@ -143,8 +145,12 @@ void lease_settle(ContextBox & box) noexcept;
 inline bool context_enter(ContextBox & box) {
     log_mark(); // what llama.cpp says from here on is about this call
     Use expected = Use::idle;
-    if (!box.use.compare_exchange_strong(expected, Use::busy, std::memory_order_acquire)) {
-        return false;
+    while (!box.use.compare_exchange_strong(expected, Use::busy, std::memory_order_acquire)) {
+        if (expected != Use::settling) {
+            return false;
+        }
+        std::this_thread::yield();
+        expected = Use::idle;
     }
     if (box.has_deferred_leases.load(std::memory_order_acquire)) {
         lease_settle(box);
@@ -152,7 +158,8 @@ inline bool context_enter(ContextBox & box) {
     return true;
 }
 inline bool context_busy(const ContextBox & box) {
-    return box.use.load(std::memory_order_acquire) != Use::idle;
+    const Use use = box.use.load(std::memory_order_acquire);
+    return use == Use::busy || use == Use::stopping;
 }
 inline void context_leave(ContextBox & box) {
     box.use.store(Use::idle, std::memory_order_release);

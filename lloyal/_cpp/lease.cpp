@@ -30,14 +30,20 @@ Status lease_acquire(ContextBox & box, Lease kind, SeqId & out) noexcept {
     });
 }
 
-// Entering the context here, perhaps from garbage collection on another thread, would make its user's next call Busy.
 void lease_release(ContextBox & box, SeqId seq) noexcept {
     if (seq < 0 || size_t(seq) >= box.leases.size()) {
         return;
     }
-    std::lock_guard<std::mutex> lock(box.lease_mutex);
-    box.deferred_leases.push_back(seq); // never more than there are sequences, for which there is room
-    box.has_deferred_leases.store(true, std::memory_order_release);
+    {
+        std::lock_guard<std::mutex> lock(box.lease_mutex);
+        box.deferred_leases.push_back(seq); // never more than there are sequences, for which there is room
+        box.has_deferred_leases.store(true, std::memory_order_release);
+    }
+    Use expected = Use::idle;
+    if (box.use.compare_exchange_strong(expected, Use::settling, std::memory_order_acquire)) {
+        lease_settle(box);
+        context_leave(box);
+    }
 }
 
 int32_t lease_available(const ContextBox & box) {

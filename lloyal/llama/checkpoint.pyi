@@ -89,7 +89,7 @@ def lease_acquire(ctx: ContextBase) -> int:
     """Lease a free sequence id, from the top. Releases the GIL."""
 
 def lease_release(ctx: ContextBase, seq_id: int) -> None:
-    """Give a leased id back; its sequence is emptied before anything else happens in the context."""
+    """Give a leased id back; its sequence is emptied before anything else happens in the context. Releases the GIL."""
 
 def lease_available(ctx: ContextBase) -> int:
     """Ids that could be leased now."""

@@ -324,9 +324,11 @@ def lease_acquire(ContextBase ctx not None) -> int:
 
 
 def lease_release(ContextBase ctx not None, seq_id: int) -> None:
-    """Give a leased id back; its sequence is emptied before anything else happens in the context."""
+    """Give a leased id back; its sequence is emptied before anything else happens in the context. Releases the GIL."""
     cdef core.ContextHandle handle = ctx.pin()
-    native.lease_release(handle.get()[0], as_int32(seq_id, "seq_id"))
+    cdef int32_t seq = as_int32(seq_id, "seq_id")
+    with nogil:
+        native.lease_release(handle.get()[0], seq)
 
 
 def lease_available(ContextBase ctx not None) -> int:

@@ -429,6 +429,32 @@ def test_released_from_other_threads_and_by_collection(llama: lloyal.Model, new_
     assert ctx.checkpoints.nbytes == 0
 
 
+def test_a_release_elsewhere_never_makes_its_user_wait_for_busy(llama: lloyal.Model, new_context: Make) -> None:
+    ctx = new_context(llama, n_ctx=1024, n_seq_max=64)
+    feed(ctx, (0, 0, some(400)))
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(200 if FULL else 10):
+            taken = [ctx.checkpoint(where="cells") for _ in range(60)]
+
+            def release(taken: list[lloyal.Checkpoint] = taken) -> None:
+                for one in taken:
+                    one.release()
+
+            thread = threading.Thread(target=release)
+            thread.start()
+            while thread.is_alive():
+                assert ctx.memory.seq_pos_max(0) == 399
+                feed(ctx, (0, 400, [1]))
+                ctx.logits().argmax()
+                ctx.memory.seq_rm(0, 400)
+            thread.join()
+            assert lloyal.kv.Tenancy(ctx).available == 63
+    finally:
+        sys.setswitchinterval(interval)
+
+
 def test_logits_are_gone_after_a_restore(llama: lloyal.Model, new_context: Make) -> None:
     ctx = new_context(llama)
     feed(ctx, (0, 0, some(10)))
