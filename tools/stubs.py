@@ -283,7 +283,7 @@ class Reader:
         text = self.lines[index].text
         found = re.search(r"(\w+)\(", text)
         name = found[1] if found else ""
-        if name in ("__getbuffer__", "__releasebuffer__"):
+        if name in ("__cinit__", "__getbuffer__", "__releasebuffer__"):
             return []
         if name.startswith("_") and not name.endswith("__"):
             # For our own upper rings, if it says its types; otherwise nobody's business.

@@ -18,7 +18,6 @@ class Device:
     Two objects for the same device are equal. Devices live as long as the process.
     """
 
-    def __init__(self) -> None: ...
     @property
     def name(self) -> str:
         """Name to select it by, such as ``"CPU"``, ``"CUDA0"`` or ``"RPC0[127.0.0.1:50052]"``."""

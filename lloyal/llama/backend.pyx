@@ -19,6 +19,8 @@ import threading
 
 __all__ = ["Device", "build_info", "devices", "drain_logs", "ensure_started", "live_handles", "system_info"]
 
+cdef object _KEY = object()  # a bare __new__ would make one that points nowhere
+
 # llama.cpp's lines arrive here. Without a handler of the user's own nothing is printed.
 _native = logging.getLogger("lloyal.native")
 logging.getLogger("lloyal").addHandler(logging.NullHandler())
@@ -114,8 +116,9 @@ cdef class Device:
     Two objects for the same device are equal. Devices live as long as the process.
     """
 
-    def __init__(self):
-        raise TypeError("Device cannot be made directly: use lloyal.devices()")
+    def __cinit__(self, key=None):
+        if key is not _KEY:
+            raise TypeError("Device cannot be made directly: use lloyal.devices()")
 
     @property
     def name(self) -> str:
@@ -167,7 +170,7 @@ cdef class Device:
 
 
 cdef Device wrap_device(g.ggml_backend_dev_t ptr):
-    cdef Device device = Device.__new__(Device)
+    cdef Device device = Device.__new__(Device, _KEY)
     device.ptr = ptr
     return device
 

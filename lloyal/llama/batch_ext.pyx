@@ -152,7 +152,8 @@ cdef class BatchExt:
 
     def clear(self) -> None:
         """Empty it; its memory is kept for the next use (``llama_batch_ext_clear``)."""
-        self.flat.check_free()
+        if self.flat is not None:
+            self.flat.check_free()
         self.box.clear()
 
     def __len__(self):

@@ -16,7 +16,6 @@ class Memory:
     decode does: a second thread gets `Busy`. Operations release the GIL.
     """
 
-    def __init__(self) -> None: ...
     @property
     def kind(self) -> str:
         """What the memory is made of, from its dynamic type.

@@ -16,9 +16,11 @@ from lloyal.llama.status cimport check
 
 __all__ = ["Memory"]
 
+cdef object _KEY = object()  # a bare __new__ would make one that points nowhere
+
 
 cdef Memory wrap_memory(ContextBase ctx):
-    cdef Memory memory = Memory.__new__(Memory)
+    cdef Memory memory = Memory.__new__(Memory, _KEY)
     memory.ctx = ctx
     return memory
 
@@ -31,8 +33,9 @@ cdef class Memory:
     decode does: a second thread gets `Busy`. Operations release the GIL.
     """
 
-    def __init__(self):
-        raise TypeError("Memory cannot be made directly: use Context.memory")
+    def __cinit__(self, key=None):
+        if key is not _KEY:
+            raise TypeError("Memory cannot be made directly: use Context.memory")
 
     @property
     def kind(self) -> str:

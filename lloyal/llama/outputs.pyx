@@ -10,9 +10,11 @@ from lloyal.errors import Busy, InvalidArgument, NoLogits
 
 __all__ = ["Logits"]
 
+cdef object _KEY = object()  # a bare __new__ would make one that points nowhere
+
 
 cdef Logits wrap_row(core.ContextHandle& handle, const float* row, Py_ssize_t n):
-    cdef Logits view = Logits.__new__(Logits)
+    cdef Logits view = Logits.__new__(Logits, _KEY)
     view.handle = handle
     view.generation = handle.get().generation
     view.row = row
@@ -41,8 +43,9 @@ cdef class Logits:
     a NumPy array made from it without copying does not know, and is valid only until then.
     """
 
-    def __init__(self):
-        raise TypeError("Logits cannot be made directly: use Context.logits")
+    def __cinit__(self, key=None):
+        if key is not _KEY:
+            raise TypeError("Logits cannot be made directly: use Context.logits")
 
     cdef int check_fresh(self) except -1:
         if self.handle.get().generation != self.generation:

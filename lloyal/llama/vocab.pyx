@@ -15,9 +15,11 @@ from lloyal.llama.enums import TokenAttr, VocabType
 
 __all__ = ["Vocab"]
 
+cdef object _KEY = object()  # a bare __new__ would make one that points nowhere
+
 
 cdef Vocab wrap_vocab(core.ModelHandle handle):
-    cdef Vocab vocab = Vocab.__new__(Vocab)
+    cdef Vocab vocab = Vocab.__new__(Vocab, _KEY)
     vocab.handle = handle
     vocab.ptr = c.llama_model_get_vocab(handle.get().ptr)
     vocab.n_tokens = c.llama_vocab_n_tokens(vocab.ptr)
@@ -27,8 +29,9 @@ cdef Vocab wrap_vocab(core.ModelHandle handle):
 cdef class Vocab:
     """The vocabulary of a model (``llama_vocab``). Get it from `Model.vocab`; it keeps the weights alive."""
 
-    def __init__(self):
-        raise TypeError("Vocab cannot be made directly: use Model.vocab")
+    def __cinit__(self, key=None):
+        if key is not _KEY:
+            raise TypeError("Vocab cannot be made directly: use Model.vocab")
 
     def __len__(self):
         return self.n_tokens

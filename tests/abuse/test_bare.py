@@ -1,0 +1,55 @@
+"""Objects made by ``__new__`` alone, as pickle and copy do: nothing that is asked of one may end the process."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import subprocess
+import sys
+
+import pytest
+
+import lloyal.llama
+
+CLASSES = sorted(
+    {
+        (cls.__module__, cls.__name__)
+        for info in pkgutil.iter_modules(lloyal.llama.__path__)
+        for cls in vars(importlib.import_module(f"lloyal.llama.{info.name}")).values()
+        if inspect.isclass(cls) and cls.__module__.startswith("lloyal.llama.") and hasattr(cls, "__pyx_vtable__")
+    }
+    | {("lloyal", name) for name in ("Checkpoint", "Context", "Model")}
+)
+
+ASK_EVERYTHING = """
+import contextlib, importlib, sys
+cls = getattr(importlib.import_module(sys.argv[1]), sys.argv[2])
+try:
+    cls.__new__(cls)
+except TypeError as error:
+    assert "cannot be made" in str(error) or "argument" in str(error), error
+    sys.exit()
+special = {"__repr__", "__str__", "__len__", "__iter__", "__next__", "__hash__", "__array__", "__enter__", "__getitem__"}
+for name in dir(cls):
+    if name.startswith("__") and name not in special:
+        continue
+    for arguments in ((), (0,), (1, 2), (b"x",), ("x",)):
+        with contextlib.suppress(Exception):
+            value = getattr(cls.__new__(cls), name)
+            if callable(value):
+                value(*arguments)
+with contextlib.suppress(Exception):
+    memoryview(cls.__new__(cls))
+"""
+
+
+@pytest.mark.parametrize(("module", "name"), CLASSES, ids=lambda text: text.rpartition(".")[2])
+def test_a_bare_object_does_not_end_the_process(module: str, name: str) -> None:
+    command = [sys.executable, "-P", "-c", ASK_EVERYTHING, module, name]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, f"{done.returncode}: {done.stderr}"
+
+
+def test_there_are_classes() -> None:
+    assert len(CLASSES) > 20
