@@ -6,6 +6,7 @@ again and again; each round gives one ratio, and the median of them is the resul
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import statistics
 import time
@@ -139,7 +140,8 @@ def measure_checkpoints(
 
     Notes
     -----
-    Every restore goes into an empty sequence. The memory is empty afterwards.
+    Everything at one length is measured in turns. Restores go into an empty sequence; the partial one takes one token
+    back, and that of the next checkpoint `N_MORE`. The memory is empty afterwards.
     """
     result: dict[str, Any] = {"memory": ctx.memory.kind, "lengths": []}
     seconds = 0.0
@@ -161,81 +163,119 @@ def _read(ctx: Context, tokens: Sequence[int]) -> None:
     ctx.synchronize()
 
 
+@dataclasses.dataclass
+class _Way:
+    """One way to keep the state of sequence 0 and bring it back; rows are made fresh, so that nothing is shared."""
+
+    name: str
+    save: Side
+    restore: Side
+    n_bytes: int
+    expected: bytes
+
+
 def _measure_length(ctx: Context, rounds: int) -> dict[str, Any]:
-    """Every way at the length that sequence 0 has now, and a plain copy of as many bytes."""
+    """Every way at the length that sequence 0 has now, and a plain copy of as many bytes, all of them in turns."""
     import numpy as np  # half of what the command line would take to start
 
-    expected = ctx.state_seq_get_data(0)
-    ways = [_measure_raw(ctx, name, flags, expected, rounds) for name, flags in RAW.items()]
-    ways += [_measure_ours(ctx, where, False, expected, rounds) for where in ("host", "device", "cells")]
-    ways.append(_measure_next(ctx, rounds))
-    if ctx.memory.kind != "attention":
-        ways.append(_measure_ours(ctx, "device", True, expected, rounds))
-    size = next(way["bytes"] for way in ways if way and way["name"] == _name("device"))
+    state = ctx.state_seq_get_data_ext(0)
+    ways = _ways(ctx, state)
+    size = next(way.n_bytes for way in ways if way.name == _name("device"))
     block, copy = np.ones(size, dtype=np.uint8), np.zeros(size, dtype=np.uint8)
-    memcpy = alternate({"copy": lambda: timed(lambda: np.copyto(copy, block))}, rounds)["copy"]
-    return {
-        "state_bytes": size,
-        "memcpy_seconds": memcpy.as_json(),
-        "ways": [way for way in ways if way is not None],
-    }
+    plain: dict[str, Side] = {"": lambda: timed(lambda: np.copyto(copy, block))}
+    saves = alternate(plain | {way.name: way.save for way in ways}, rounds)
+    restores = alternate({way.name: way.restore for way in ways}, rounds)
+    found = []
+    for way in ways:
+        way.restore()
+        times = {"save": saves[way.name].as_json(), "restore": restores[way.name].as_json()}
+        identical = ctx.state_seq_get_data(0) == way.expected
+        found.append({"name": way.name, **times, "bytes": way.n_bytes, "identical": identical})
+    _reset(ctx, state)
+    return {"state_bytes": size, "memcpy_seconds": saves[""].as_json(), "ways": found}
 
 
-def _measure_raw(ctx: Context, name: str, flags: StateSeqFlags, expected: bytes, rounds: int) -> dict[str, Any] | None:
-    try:
-        state = ctx.state_seq_get_data_ext(0, flags)
-    except Unsupported:
-        return None  # ON_DEVICE on a quantized cache
-    saves = alternate({"save": lambda: timed(lambda: ctx.state_seq_get_data_ext(0, flags))}, rounds)["save"]
-    state = ctx.state_seq_get_data_ext(0, flags)
+def _reset(ctx: Context, state: bytes) -> None:
+    ctx.memory.seq_rm(0)
+    ctx.state_seq_set_data_ext(state, 0)
+
+
+def _ways(ctx: Context, state: bytes) -> list[_Way]:
+    ways = []
+    for name, flags in RAW.items():
+        with contextlib.suppress(Unsupported):  # ON_DEVICE on a quantized cache
+            ways.append(_raw_way(ctx, name, flags, state))
+    for where in ("host", "device", "cells"):
+        with contextlib.suppress(Unsupported, NoLease):  # cells, where the memory or n_seq_max has none to share
+            ways.append(_our_way(ctx, where, False, state))
+    ways.append(_next_way(ctx, state))
+    if ctx.memory.kind != "attention":
+        ways.append(_our_way(ctx, "device", True, state))
+    return ways
+
+
+def _raw_way(ctx: Context, name: str, flags: StateSeqFlags, state: bytes) -> _Way:
+    def save() -> float:
+        return timed(lambda: ctx.state_seq_get_data_ext(0, flags))
 
     def restore() -> float:
+        _reset(ctx, state)
+        blob = ctx.state_seq_get_data_ext(0, flags)
         ctx.memory.seq_rm(0)
-        return timed(lambda: ctx.state_seq_set_data_ext(state, 0, flags))
+        return timed(lambda: ctx.state_seq_set_data_ext(blob, 0, flags))
 
-    restores = alternate({"restore": restore}, rounds)["restore"]
-    return _way(name, saves, restores, len(expected), ctx.state_seq_get_data(0) == expected)
+    save()  # or Unsupported
+    expected = ctx.state_seq_get_data(0)
+    return _Way(name, save, restore, len(expected), expected)
 
 
-def _measure_ours(ctx: Context, where: str, only_part: bool, expected: bytes, rounds: int) -> dict[str, Any] | None:
-    try:
-        saves = alternate({"save": partial(_save, ctx, where, only_part)}, rounds)["save"]
-    except (Unsupported, NoLease):
-        return None  # cells, where the memory or n_seq_max has none to share
-    with ctx.checkpoint(0, where=where, partial=only_part) as checkpoint:
-        pos_max = checkpoint.pos_max
+def _our_way(ctx: Context, where: str, only_part: bool, state: bytes) -> _Way:
+    """`only_part`: one token is decoded and taken back; otherwise the restore finds the sequence empty."""
 
-        def restore() -> float:
+    def restore() -> float:
+        _reset(ctx, state)
+        with ctx.checkpoint(0, where=where, partial=only_part) as checkpoint:
             if only_part:
-                prefill(ctx, [0], logits=False)  # one token more, to be taken back
+                prefill(ctx, [0], logits=False)
             else:
                 ctx.memory.seq_rm(0)
             return timed(checkpoint.restore)
 
-        restores = alternate({"restore": restore}, rounds)["restore"]
+    _reset(ctx, state)
+    with ctx.checkpoint(0, where=where, partial=only_part) as checkpoint:
         size = checkpoint.nbytes
-    identical = ctx.memory.seq_pos_max(0) == pos_max and ctx.state_seq_get_data(0) == expected
-    return _way(_name(where, "partial" if only_part else ""), saves, restores, size, identical)
+    name = _name(where, "partial" if only_part else "")
+    return _Way(name, lambda: _save(ctx, where, only_part), restore, size, ctx.state_seq_get_data(0))
 
 
-def _measure_next(ctx: Context, rounds: int) -> dict[str, Any]:
+def _next_way(ctx: Context, state: bytes) -> _Way:
     """The next checkpoint while one before it lives: only what came in between is copied, both ways."""
-    with ctx.checkpoint(0) as before:
-        held = ctx.checkpoints.nbytes
-        prefill(ctx, [0] * N_MORE, logits=False)
-        expected = ctx.state_seq_get_data(0)
-        saves = alternate({"save": partial(_save, ctx, "device", False)}, rounds)["save"]
+
+    def after(work: Callable[[Checkpoint], float]) -> float:
+        _reset(ctx, state)
+        with ctx.checkpoint(0) as before:
+            prefill(ctx, [0] * N_MORE, logits=False)
+            return work(before)
+
+    def save() -> float:
+        seconds = after(lambda before: _save(ctx, "device", False))
+        _reset(ctx, state)
+        return seconds
+
+    def restore(before: Checkpoint) -> float:
         with ctx.checkpoint(0) as checkpoint:
-            size = ctx.checkpoints.nbytes - held
+            before.restore()
+            return timed(checkpoint.restore)
 
-            def restore() -> float:
-                before.restore()
-                return timed(checkpoint.restore)
+    def size(before: Checkpoint) -> float:
+        held = ctx.checkpoints.nbytes
+        with ctx.checkpoint(0):
+            return ctx.checkpoints.nbytes - held
 
-            restores = alternate({"restore": restore}, rounds)["restore"]
-            identical = ctx.state_seq_get_data(0) == expected
-        before.restore()
-    return _way(_name("device", f"+{N_MORE} tokens"), saves, restores, size, identical)
+    n_bytes = int(after(size))
+    expected = ctx.state_seq_get_data(0)
+    _reset(ctx, state)
+    return _Way(_name("device", f"+{N_MORE} tokens"), save, partial(after, restore), n_bytes, expected)
 
 
 def _save(ctx: Context, where: str, only_part: bool) -> float:
@@ -247,10 +287,6 @@ def _save(ctx: Context, where: str, only_part: bool) -> float:
 
 def _name(where: str, how: str = "") -> str:
     return f"checkpoint, {where}" + (f", {how}" if how else "")
-
-
-def _way(name: str, saves: Timing, restores: Timing, size: int, identical: bool) -> dict[str, Any]:
-    return {"name": name, "save": saves.as_json(), "restore": restores.as_json(), "bytes": size, "identical": identical}
 
 
 def checkpoint_table(result: dict[str, Any]) -> Table:

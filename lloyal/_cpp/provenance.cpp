@@ -174,14 +174,6 @@ void Provenance::assign(SeqId seq, const Runs & runs) {
     seqs_[seq] = runs;
 }
 
-void Provenance::keep(SeqId seq) {
-    for (SeqId s = 0; s < SeqId(seqs_.size()); ++s) {
-        if (s != seq) {
-            seqs_[s].clear();
-        }
-    }
-}
-
 void Provenance::clear() {
     for (Runs & runs : seqs_) {
         runs.clear();

@@ -66,7 +66,6 @@ class Provenance {
     void remove(SeqId seq, Pos begin, Pos end) { seqs_[seq].erase(begin, end); }
     void copy(SeqId src, SeqId dst, Pos begin, Pos end);
     void assign(SeqId seq, const Runs & runs);
-    void keep(SeqId seq);
     void clear();
 
   private:
