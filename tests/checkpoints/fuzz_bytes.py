@@ -88,6 +88,7 @@ class Fuzz:
         self.feed(ctx, 0, 0, [5, 6, 7, 8, 9, 10, 11])
         for partial in (False, True):
             with ctx.checkpoint(partial=partial) as checkpoint:
+                checkpoint.tokens = [5, 6, 7, 8, 9, 10, 11]
                 found.append(checkpoint.to_bytes())
         self.feed(ctx, 1, 0, [9] * 20)
         self.feed(ctx, 0, 7, [4] * 20)
