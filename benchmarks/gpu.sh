@@ -19,7 +19,8 @@ mkdir -p "$out"
 
 build() {
     nvcc --version
-    [ -x "$python" ] || "${PYTHON:-python3}" -m venv "$venv"
+    # What the machine already has is used; where it reaches no registry, PIP_NO_INDEX=1 PIP_FIND_LINKS=folder brings the rest.
+    [ -x "$python" ] || "${PYTHON:-python3}" -m venv --system-site-packages "$venv"
     # The build's own needs, then the package without isolation: a second build reuses build/ and takes seconds.
     "$python" -m pip install 'scikit-build-core>=0.11' 'cython>=3.1' 'cmake>=3.24' ninja pip
     "$python" -m pip install --no-build-isolation -C cmake.define.LLOYAL_CUDA=ON \

@@ -107,13 +107,13 @@ def test_thousands_of_shared_lists_are_freed_on_a_small_stack() -> None:
             last = taken.pop()
             for one in taken:
                 one.release()
-            threading.stack_size(64 << 10)
+            threading.stack_size(256 << 10)
             thread = threading.Thread(target=last.release)
             thread.start()
             thread.join()
             assert ctx.checkpoints.nbytes == 0
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-P", "-c", textwrap.dedent(code)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
