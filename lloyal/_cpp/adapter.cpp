@@ -21,7 +21,7 @@ using GgufPtr = std::unique_ptr<gguf_context, decltype(&gguf_free)>;
 
 // llama.cpp reads these keys without a look at their type, and asserts on another one.
 Status check_metadata(const std::string & path) {
-    const GgufPtr file(gguf_init_from_file(path.c_str(), {/*.no_alloc =*/ true, /*.ctx =*/ nullptr}), gguf_free);
+    const GgufPtr file(gguf_init_from_file(path.c_str(), {/*.no_alloc =*/true, /*.ctx =*/nullptr}), gguf_free);
     if (!file) {
         return Status(Code::load_failed, path + " cannot be read as GGUF");
     }
@@ -34,8 +34,9 @@ Status check_metadata(const std::string & path) {
     for (const auto & [key, type] : keys) {
         const int64_t id = gguf_find_key(file.get(), key);
         if (id >= 0 && gguf_get_kv_type(file.get(), id) != type) {
-            return Status(Code::load_failed, text(path, ": ", key, " is of type ", gguf_type_name(gguf_get_kv_type(file.get(), id)),
-                                                  ", not ", gguf_type_name(type)));
+            return Status(Code::load_failed,
+                          text(path, ": ", key, " is of type ", gguf_type_name(gguf_get_kv_type(file.get(), id)),
+                               ", not ", gguf_type_name(type)));
         }
     }
     return {};
@@ -55,8 +56,9 @@ Status check_tensors(const llama_model & model, const llama_adapter_lora & adapt
                                                       ggml_type_name(tensor->type), ", which has no matrix product"));
             }
             if (tensor->ne[2] != base->ne[2] || tensor->ne[3] != base->ne[3]) {
-                return Status(Code::load_failed, text(path, ": tensor ", tensor->name, " holds ", tensor->ne[2] * tensor->ne[3],
-                                                      " matrices, the model's ", name, " ", base->ne[2] * base->ne[3]));
+                return Status(Code::load_failed,
+                              text(path, ": tensor ", tensor->name, " holds ", tensor->ne[2] * tensor->ne[3],
+                                   " matrices, the model's ", name, " ", base->ne[2] * base->ne[3]));
             }
         }
     }
@@ -66,12 +68,13 @@ Status check_tensors(const llama_model & model, const llama_adapter_lora & adapt
         const ggml_tensor * a = embedding->second.a;
         const ggml_tensor * b = embedding->second.b;
         if (a->ne[0] != b->ne[0]) {
-            return Status(Code::load_failed, text(path, ": the two halves of token_embd.weight have ranks ", a->ne[0], " and ",
-                                                  b->ne[0]));
+            return Status(Code::load_failed,
+                          text(path, ": the two halves of token_embd.weight have ranks ", a->ne[0], " and ", b->ne[0]));
         }
         if (model.output && std::string(ggml_get_name(model.output)) == "token_embd.weight") {
-            return Status(Code::unsupported, path + " adapts token_embd.weight, which is this model's output matrix too: "
-                                                    "llama.cpp cannot do that");
+            return Status(Code::unsupported, path +
+                                                 " adapts token_embd.weight, which is this model's output matrix too: "
+                                                 "llama.cpp cannot do that");
         }
     }
     return {};
@@ -165,20 +168,22 @@ Status control_vector_set(ContextBox & box, const float * data, size_t len, int3
             const int32_t n_layer = llama_model_n_layer(box.model->ptr);
             const int32_t width = llama_model_n_embd(box.model->ptr);
             if (n_embd != width) {
-                return Status(Code::invalid_argument, text("the control vector has rows of ", n_embd, " values, the model's have ",
-                                                           width));
+                return Status(Code::invalid_argument,
+                              text("the control vector has rows of ", n_embd, " values, the model's have ", width));
             }
             if (il_start < 1 || il_end < il_start || il_end >= n_layer) {
-                return Status(Code::invalid_argument, text("layers ", il_start, " to ", il_end, ": a control vector acts on layers 1 to ",
-                                                           n_layer - 1, " of this model"));
+                return Status(Code::invalid_argument,
+                              text("layers ", il_start, " to ", il_end, ": a control vector acts on layers 1 to ",
+                                   n_layer - 1, " of this model"));
             }
             if (len % size_t(n_embd) != 0 || len / size_t(n_embd) < size_t(il_end)) {
-                return Status(Code::invalid_argument, text("the control vector has ", len / size_t(n_embd),
-                                                           " rows, layers up to ", il_end, " need ", il_end,
-                                                           " (the first row is for layer 1)"));
+                return Status(Code::invalid_argument,
+                              text("the control vector has ", len / size_t(n_embd), " rows, layers up to ", il_end,
+                                   " need ", il_end, " (the first row is for layer 1)"));
             }
             if (box.control_vector_failed) {
-                return Status(Code::out_of_device_memory, "this context had no memory for a control vector: make another context");
+                return Status(Code::out_of_device_memory,
+                              "this context had no memory for a control vector: make another context");
             }
         }
         log_mark();

@@ -17,7 +17,7 @@ namespace lloyal {
 
 struct AdapterBox {
     llama_adapter_lora * ptr;
-    ModelHandle          model;
+    ModelHandle model;
 
     AdapterBox(llama_adapter_lora * adapter, ModelHandle parent);
     AdapterBox(const AdapterBox &) = delete;

@@ -37,8 +37,8 @@ void Batch::extend(const llama_token * tokens, size_t n, llama_pos pos0, llama_s
     }
 }
 
-void Batch::extend_embd(const float * rows, size_t n, int32_t n_embd, llama_pos pos0, llama_seq_id seq,
-                        bool logits_all, bool logits_last) {
+void Batch::extend_embd(const float * rows, size_t n, int32_t n_embd, llama_pos pos0, llama_seq_id seq, bool logits_all,
+                        bool logits_last) {
     n_embd_ = n_embd;
     embd_.insert(embd_.end(), rows, rows + n * size_t(n_embd));
     for (size_t i = 0; i < n; ++i) {
@@ -82,13 +82,13 @@ llama_batch Batch::view(uint32_t n_pos) {
         }
     }
     return llama_batch{
-        /*.n_tokens =*/ int32_t(size()),
-        /*.token    =*/ has_token() ? token_.data() : nullptr,
-        /*.embd     =*/ has_embd() ? embd_.data() : nullptr,
-        /*.pos      =*/ by_section ? section_pos_.data() : pos_.data(),
-        /*.n_seq_id =*/ n_seq_.data(),
-        /*.seq_id   =*/ seq_ptr_.data(),
-        /*.logits   =*/ logits_.data(),
+        /*.n_tokens =*/int32_t(size()),
+        /*.token    =*/has_token() ? token_.data() : nullptr,
+        /*.embd     =*/has_embd() ? embd_.data() : nullptr,
+        /*.pos      =*/by_section ? section_pos_.data() : pos_.data(),
+        /*.n_seq_id =*/n_seq_.data(),
+        /*.seq_id   =*/seq_ptr_.data(),
+        /*.logits   =*/logits_.data(),
     };
 }
 

@@ -42,17 +42,23 @@ Status BatchExt::build(Batch & out) const noexcept {
     return guarded(Code::invalid_batch, [&]() -> Status {
         const auto kind = [](const Entry & entry) {
             const bool token = entry.token != LLAMA_TOKEN_NULL;
-            return token && entry.row >= 0 ? "a token and a row" : token ? "a token" : entry.row >= 0 ? "a row" : "nothing";
+            return token && entry.row >= 0 ? "a token and a row"
+                   : token                 ? "a token"
+                   : entry.row >= 0        ? "a row"
+                                           : "nothing";
         };
         for (size_t i = 0; i < entries_.size(); ++i) {
             const Entry & entry = entries_[i];
-            if (std::string_view(kind(entry)) != kind(entries_[0]) || (entry.row < 0 && entry.token == LLAMA_TOKEN_NULL)) {
-                return Status(Code::invalid_batch, text("entry ", i, " has ", kind(entry), ", entry 0 has ", kind(entries_[0]),
-                                                        ": all need the same, and a token or a row at least"));
+            if (std::string_view(kind(entry)) != kind(entries_[0]) ||
+                (entry.row < 0 && entry.token == LLAMA_TOKEN_NULL)) {
+                return Status(Code::invalid_batch,
+                              text("entry ", i, " has ", kind(entry), ", entry 0 has ", kind(entries_[0]),
+                                   ": all need the same, and a token or a row at least"));
             }
             if (entry.row >= 0 && rows_[size_t(entry.row)].size() != rows_[size_t(entries_[0].row)].size()) {
-                return Status(Code::invalid_batch, text("the row of entry ", i, " has ", rows_[size_t(entry.row)].size(),
-                                                        " values, the one of entry 0 ", rows_[size_t(entries_[0].row)].size()));
+                return Status(Code::invalid_batch,
+                              text("the row of entry ", i, " has ", rows_[size_t(entry.row)].size(),
+                                   " values, the one of entry 0 ", rows_[size_t(entries_[0].row)].size()));
             }
             if (entry.n_pos == 0) {
                 return Status(Code::invalid_batch, text("entry ", i, " has no position: use set_pos"));

@@ -17,7 +17,7 @@ template <typename F> void on_big_stack(size_t bytes, F && body) {
         return body();
     }
     struct Call {
-        F &                body;
+        F & body;
         std::exception_ptr raised;
     } call{body, nullptr};
     const auto run = [](void * data) -> void * {
@@ -32,8 +32,8 @@ template <typename F> void on_big_stack(size_t bytes, F && body) {
     pthread_attr_t attributes;
     pthread_attr_init(&attributes);
     pthread_t thread;
-    const bool started = pthread_attr_setstacksize(&attributes, bytes) == 0 &&
-                         pthread_create(&thread, &attributes, run, &call) == 0;
+    const bool started =
+        pthread_attr_setstacksize(&attributes, bytes) == 0 && pthread_create(&thread, &attributes, run, &call) == 0;
     pthread_attr_destroy(&attributes);
     if (!started) {
         throw std::runtime_error("no thread with a stack of " + std::to_string(bytes) + " bytes could be started");

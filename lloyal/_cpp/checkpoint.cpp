@@ -14,7 +14,8 @@ namespace lloyal {
 namespace {
 
 // Copy a state out whole, slice by slice.
-Blob take_blob(std::vector<uint8_t> meta, const std::vector<Slice> & slices, BufferPool & pool, bool host, CopyList & copies) {
+Blob take_blob(std::vector<uint8_t> meta, const std::vector<Slice> & slices, BufferPool & pool, bool host,
+               CopyList & copies) {
     Blob blob;
     Packer packer;
     for (const Slice & slice : slices) {
@@ -24,7 +25,8 @@ Blob take_blob(std::vector<uint8_t> meta, const std::vector<Slice> & slices, Buf
     blob.buffers = packer.allocate(pool);
     for (size_t i = 0; i < slices.size(); ++i) {
         const Blob::Piece & piece = blob.pieces[i];
-        copies.add({slices[i].tensor, slices[i].offset, blob.buffers[piece.buffer]->tensor(), piece.offset, slices[i].size});
+        copies.add(
+            {slices[i].tensor, slices[i].offset, blob.buffers[piece.buffer]->tensor(), piece.offset, slices[i].size});
     }
     blob.meta = std::move(meta);
     return blob;
@@ -54,7 +56,8 @@ bool find_cells(const llama_kv_cache & cache, SeqId seq, const Runs & rows, std:
         }
     } else {
         for (uint32_t i = 0; i < cells.used_max_p1(); ++i) {
-            if (!cells.is_empty(i) && cells.seq_has(i, seq) && cells.pos_get(i) >= rows.begin() && cells.pos_get(i) < rows.end()) {
+            if (!cells.is_empty(i) && cells.seq_has(i, seq) && cells.pos_get(i) >= rows.begin() &&
+                cells.pos_get(i) < rows.end()) {
                 hold(cells.pos_get(i), i);
             }
         }
@@ -108,7 +111,7 @@ namespace {
 struct Plan {
     std::vector<Located> missing; // by part: rows that no live chunk holds
     std::vector<uint8_t> recurrent_meta, whole_meta;
-    std::vector<Slice>   recurrent, whole;
+    std::vector<Slice> recurrent, whole;
 };
 
 double seconds_since(int64_t start_us) {

@@ -21,19 +21,19 @@ class CheckpointStore {
   public:
     explicit CheckpointStore(ContextBox & box);
 
-    std::vector<KvLayout>       layouts;     // by cache of the memory map; empty if the memory is not taken apart
-    bool                        whole_only;  // this memory is copied as one blob
-    bool                        unrotated;   // quantized keys are stored without llama.cpp's rotation
+    std::vector<KvLayout> layouts; // by cache of the memory map; empty if the memory is not taken apart
+    bool whole_only;               // this memory is copied as one blob
+    bool unrotated;                // quantized keys are stored without llama.cpp's rotation
     std::shared_ptr<BufferPool> pool;
 
     int64_t budget_bytes = -1; // no budget
-    bool    evict        = false;
+    bool evict = false;
 
     // How fast this context's checkpoints were taken: seconds a byte copied to a device, and a row shared as cells.
     struct Speed {
         double seconds = 0;
-        double units   = 0;
-        void   add(double s, double n) { // the past counts half
+        double units = 0;
+        void add(double s, double n) { // the past counts half
             seconds = seconds / 2 + s;
             units = units / 2 + n;
         }
@@ -54,50 +54,50 @@ class CheckpointStore {
     size_t meta_bytes(); // host bytes of bookkeeping, shared ones counted once
 
   private:
-    std::vector<std::shared_ptr<ChunkIndex>>  device_chunks_; // by cache
-    std::vector<std::shared_ptr<ChunkIndex>>  host_chunks_;
-    std::atomic<uint64_t>                     clock_{0};
-    std::mutex                                mutex_;
+    std::vector<std::shared_ptr<ChunkIndex>> device_chunks_; // by cache
+    std::vector<std::shared_ptr<ChunkIndex>> host_chunks_;
+    std::atomic<uint64_t> clock_{0};
+    std::mutex mutex_;
     std::vector<std::weak_ptr<CheckpointBox>> checkpoints_;
 };
 
 struct CheckpointBox {
     ContextHandle context;
-    Where   where   = Where::device;
-    bool    partial = false;
-    SeqId   seq     = 0;     // the sequence it was taken from
-    Runs    rows;            // every logical row up to its end
-    Pos     pos_min = -1;
-    Pos     pos_max = -1;
-    Pos     window_begin = 0; // its rows of a sliding-window cache begin here
-    SeqId   lease   = -1;    // where=cells: the sequence that holds the cells
+    Where where = Where::device;
+    bool partial = false;
+    SeqId seq = 0; // the sequence it was taken from
+    Runs rows;     // every logical row up to its end
+    Pos pos_min = -1;
+    Pos pos_max = -1;
+    Pos window_begin = 0; // its rows of a sliding-window cache begin here
+    SeqId lease = -1;     // where=cells: the sequence that holds the cells
 
     struct Part {
         size_t cache; // index in the memory map
-        Runs   rows;
+        Runs rows;
         std::shared_ptr<const SegmentList> list; // null if there are no rows
 
         std::vector<Segment> segments() const { return list ? list->all() : std::vector<Segment>{}; }
     };
-    std::vector<Part>   parts;
+    std::vector<Part> parts;
     std::optional<Blob> recurrent;
     std::optional<Blob> whole;
-    size_t              whole_cells = 0; // of its attention part: more than rows where positions repeat
+    size_t whole_cells = 0; // of its attention part: more than rows where positions repeat
 
     // Held while the parts are read or dropped: a thread in its context may evict it while another one copies it out.
     mutable std::mutex content;
-    std::atomic<bool>     pinned{false};
-    std::atomic<bool>     evicted{false};
+    std::atomic<bool> pinned{false};
+    std::atomic<bool> evicted{false};
     std::atomic<uint64_t> used_at{0};
 
     CheckpointBox() { ++live_counts().checkpoints; }
     CheckpointBox(const CheckpointBox &) = delete;
     ~CheckpointBox();
 
-    size_t  nbytes() const; // tensor bytes it refers to, shared ones included
+    size_t nbytes() const; // tensor bytes it refers to, shared ones included
     std::map<ggml_backend_buffer_type_t, size_t> buffers() const;
-    size_t  n_segments() const;
-    void    drop(); // give up what it holds; it can no longer be restored
+    size_t n_segments() const;
+    void drop(); // give up what it holds; it can no longer be restored
 };
 
 CheckpointStore & store_of(ContextBox & box);
@@ -106,7 +106,7 @@ CheckpointStore & store_of(ContextBox & box);
 Status checkpoint_guarded(const std::function<Status()> & body) noexcept;
 Status check_checkpointable(const ContextBox & box, SeqId seq, const char * name);
 Status check_lease(const CheckpointBox & checkpoint); // where=cells: that its cells still are what they were
-bool   is_base(const MemoryMap & map, size_t cache);
+bool is_base(const MemoryMap & map, size_t cache);
 constexpr Pos POS_END = std::numeric_limits<Pos>::max();
 
 Status checkpoint_take(ContextHandle context, SeqId seq, Where where, bool partial, CheckpointHandle & out) noexcept;
@@ -116,14 +116,14 @@ Status checkpoint_to_host(CheckpointBox & checkpoint, CheckpointHandle & out) no
 Status checkpoint_trim(ContextBox & box) noexcept;
 // What taking a checkpoint would cost, for choosing a place.
 struct Estimate {
-    size_t  copied_bytes = 0; // not held by a checkpoint in the same place yet
-    int64_t rows         = 0;
-    int64_t free_cells   = 0; // of the fullest cache that keeps every row
-    int64_t n_cells      = 0;
-    size_t  device_free  = std::numeric_limits<size_t>::max(); // as the device reports it
-    bool    is_host      = true; // the cache is in host memory
-    double  device_seconds = -1; // predicted from earlier ones, negative before the first
-    double  cells_seconds  = -1;
+    size_t copied_bytes = 0; // not held by a checkpoint in the same place yet
+    int64_t rows = 0;
+    int64_t free_cells = 0; // of the fullest cache that keeps every row
+    int64_t n_cells = 0;
+    size_t device_free = std::numeric_limits<size_t>::max(); // as the device reports it
+    bool is_host = true;                                     // the cache is in host memory
+    double device_seconds = -1;                              // predicted from earlier ones, negative before the first
+    double cells_seconds = -1;
 };
 Status checkpoint_estimate(ContextBox & box, SeqId seq, Estimate & out) noexcept;
 // Restore into sequence `dest` of `context`, which may be another context of the same model and layout.
@@ -140,7 +140,7 @@ Status checkpoint_import(ContextHandle context, const uint8_t * data, size_t siz
 
 // Leases: sequences that raw calls may not decode into. Handed out from the top.
 Status lease_acquire(ContextBox & box, Lease kind, SeqId & out) noexcept;
-void    lease_release(ContextBox & box, SeqId seq) noexcept; // from any thread; empties the sequence, now or when it can
+void lease_release(ContextBox & box, SeqId seq) noexcept; // from any thread; empties the sequence, now or when it can
 int32_t lease_available(const ContextBox & box);
 
 } // namespace lloyal

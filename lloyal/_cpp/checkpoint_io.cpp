@@ -17,10 +17,10 @@ namespace lloyal {
 namespace {
 
 struct RecurrentShape {
-    std::vector<uint8_t>       meta;
+    std::vector<uint8_t> meta;
     std::vector<ggml_tensor *> tensors;
-    std::vector<size_t>        sizes;
-    size_t                     bytes = 0;
+    std::vector<size_t> sizes;
+    size_t bytes = 0;
 };
 
 // The state of one recurrent sequence as llama.cpp writes it, for a state at `pos`.
@@ -91,9 +91,12 @@ template <typename T> bool no_exponent_is(const uint8_t * data, size_t size, siz
 // NaN or infinity would outlive its sequence: rows of free cells are masked by arithmetic, and spoil every other sequence.
 bool is_finite(ggml_type type, const uint8_t * data, size_t size) {
     switch (type) {
-        case GGML_TYPE_F32:  return no_exponent_is<uint32_t>(data, size, 4, 0x7f800000);
-        case GGML_TYPE_F16:  return no_exponent_is<uint16_t>(data, size, 2, 0x7c00);
-        case GGML_TYPE_BF16: return no_exponent_is<uint16_t>(data, size, 2, 0x7f80);
+        case GGML_TYPE_F32:
+            return no_exponent_is<uint32_t>(data, size, 4, 0x7f800000);
+        case GGML_TYPE_F16:
+            return no_exponent_is<uint16_t>(data, size, 2, 0x7c00);
+        case GGML_TYPE_BF16:
+            return no_exponent_is<uint16_t>(data, size, 2, 0x7f80);
         // Blocks begin with their scale in f16, some have a minimum after it.
         case GGML_TYPE_Q4_1:
         case GGML_TYPE_Q5_1:
@@ -101,22 +104,23 @@ bool is_finite(ggml_type type, const uint8_t * data, size_t size) {
                 return false;
             }
             [[fallthrough]];
-        default: return no_exponent_is<uint16_t>(data, size, ggml_type_size(type), 0x7c00);
+        default:
+            return no_exponent_is<uint16_t>(data, size, ggml_type_size(type), 0x7c00);
     }
 }
 
 // A content id stands for one row: the store finds rows by it.
 bool ids_differ(std::vector<Run> runs) {
-    std::sort(runs.begin(), runs.end(), [](const Run & a, const Run & b) {
-        return a.epoch != b.epoch ? a.epoch < b.epoch : a.first < b.first;
-    });
+    std::sort(runs.begin(), runs.end(),
+              [](const Run & a, const Run & b) { return a.epoch != b.epoch ? a.epoch < b.epoch : a.first < b.first; });
     return std::adjacent_find(runs.begin(), runs.end(), [](const Run & a, const Run & b) {
-        return a.epoch == b.epoch && b.first - a.first < uint64_t(a.end - a.begin);
-    }) == runs.end();
+               return a.epoch == b.epoch && b.first - a.first < uint64_t(a.end - a.begin);
+           }) == runs.end();
 }
 
 // The parts a checkpoint has, from what a header says.
-std::vector<CheckpointBox::Part> expected_parts(const ContextBox & box, bool partial, const Runs & rows, Pos window_begin) {
+std::vector<CheckpointBox::Part> expected_parts(const ContextBox & box, bool partial, const Runs & rows,
+                                                Pos window_begin) {
     std::vector<CheckpointBox::Part> parts;
     for (size_t i = 0; i < box.map.caches.size() && !rows.empty(); ++i) {
         const bool window = box.map.kind != MemoryKind::attention && box.map.caches[i] == box.map.window;
@@ -267,7 +271,8 @@ Status checkpoint_import(ContextHandle context, const uint8_t * data, size_t siz
         Pos end = 0;
         for (const Run & run : runs) {
             if (run.begin < end || run.end <= run.begin) {
-                return Status(Code::state_mismatch, text("the rows from ", run.begin, " to ", run.end, " are out of order"));
+                return Status(Code::state_mismatch,
+                              text("the rows from ", run.begin, " to ", run.end, " are out of order"));
             }
             end = run.end;
             ck->rows.append(run);
@@ -276,7 +281,8 @@ Status checkpoint_import(ContextHandle context, const uint8_t * data, size_t siz
             return Status(Code::state_mismatch, "two of its rows have the same content id");
         }
         if (box.map.n_pos_max >= 0 && end > box.map.n_pos_max) {
-            return Status(Code::state_mismatch, text("position ", end - 1, " is past the model's learned position table"));
+            return Status(Code::state_mismatch,
+                          text("position ", end - 1, " is past the model's learned position table"));
         }
         ck->context = context;
         ck->where = Where::host;
@@ -296,7 +302,8 @@ Status checkpoint_import(ContextHandle context, const uint8_t * data, size_t siz
             need += part_bytes(store.layouts[part.cache], size_t(part.rows.size()));
         }
         if (need != size) {
-            return Status(Code::state_mismatch, text("the checkpoint has ", size, " bytes of tensors, its rows need ", need));
+            return Status(Code::state_mismatch,
+                          text("the checkpoint has ", size, " bytes of tensors, its rows need ", need));
         }
         const uint8_t * at = data;
         bool finite = true;
@@ -337,12 +344,14 @@ Status checkpoint_import(ContextHandle context, const uint8_t * data, size_t siz
             }
             Packer packer;
             for (const RowTensor & tensor : tensors) {
-                chunk->places.push_back(packer.place(storage_for(tensor.tensor, true), tensor.row_bytes() * chunk->n_rows));
+                chunk->places.push_back(
+                    packer.place(storage_for(tensor.tensor, true), tensor.row_bytes() * chunk->n_rows));
             }
             chunk->buffers = packer.allocate(*store.pool);
             for (size_t t = 0; t < tensors.size(); ++t) {
                 const size_t n = tensors[t].row_bytes() * chunk->n_rows;
-                ggml_backend_tensor_set(chunk->buffers[chunk->places[t].buffer]->tensor(), data, chunk->places[t].offset, n);
+                ggml_backend_tensor_set(chunk->buffers[chunk->places[t].buffer]->tensor(), data,
+                                        chunk->places[t].offset, n);
                 data += n;
             }
             // Not looked up by content: the ids come from outside, and what they stand for is not ours to promise.

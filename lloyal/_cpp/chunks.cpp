@@ -117,8 +117,8 @@ size_t Chunk::bytes() const {
 }
 
 size_t Chunk::meta_bytes() const {
-    return sizeof(Chunk) + rows.list().size() * sizeof(Run) + ext.size() * sizeof ext[0] + places.size() * sizeof places[0] +
-           buffers.size() * (sizeof buffers[0] + sizeof(DeviceBuffer));
+    return sizeof(Chunk) + rows.list().size() * sizeof(Run) + ext.size() * sizeof ext[0] +
+           places.size() * sizeof places[0] + buffers.size() * (sizeof buffers[0] + sizeof(DeviceBuffer));
 }
 
 size_t Blob::bytes() const {
@@ -172,7 +172,8 @@ SegmentList::~SegmentList() {
 bool SegmentList::starts(const std::vector<Segment> & segments) const {
     for (const SegmentList * list = this; list; list = list->base()) {
         const size_t begin = list->size_ - list->own_.size();
-        if (list->size_ > segments.size() || !std::equal(list->own_.begin(), list->own_.end(), segments.begin() + ptrdiff_t(begin))) {
+        if (list->size_ > segments.size() ||
+            !std::equal(list->own_.begin(), list->own_.end(), segments.begin() + ptrdiff_t(begin))) {
             return false;
         }
     }
@@ -309,8 +310,8 @@ std::vector<std::shared_ptr<DeviceBuffer>> Packer::allocate(BufferPool & pool) c
     return buffers;
 }
 
-std::unique_ptr<Chunk> take_chunk(const KvLayout & layout, SeqId seq, const Located & located, BufferPool & pool, bool host,
-                                  CopyList & copies) {
+std::unique_ptr<Chunk> take_chunk(const KvLayout & layout, SeqId seq, const Located & located, BufferPool & pool,
+                                  bool host, CopyList & copies) {
     auto chunk = std::make_unique<Chunk>();
     chunk->rows = located.rows;
     chunk->host = host;

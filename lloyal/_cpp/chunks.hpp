@@ -20,9 +20,9 @@ namespace lloyal {
 // One K or V tensor of a cache: how to find the bytes of a cell in it.
 struct RowTensor {
     ggml_tensor * tensor;
-    size_t        piece;  // bytes of one piece of a cell: a whole row, or one element where V is transposed
-    uint32_t      n_pieces; // pieces per cell: 1, or the width of V where it is transposed
-    size_t        stride; // bytes from one piece of a cell to its next
+    size_t piece;      // bytes of one piece of a cell: a whole row, or one element where V is transposed
+    uint32_t n_pieces; // pieces per cell: 1, or the width of V where it is transposed
+    size_t stride;     // bytes from one piece of a cell to its next
 
     size_t row_bytes() const { return piece * n_pieces; }
     size_t offset(uint32_t cell, uint32_t k) const { return k * stride + cell * piece; }
@@ -30,10 +30,10 @@ struct RowTensor {
 
 // The tensors of one cache as its state is written, found by writing out one cell of an empty cache.
 struct KvLayout {
-    llama_kv_cache *                    cache = nullptr;
-    uint32_t                            n_stream = 1;
-    bool                                has_ext = false;
-    std::vector<uint8_t>                header;  // what follows the cell table: layer count, types, row sizes
+    llama_kv_cache * cache = nullptr;
+    uint32_t n_stream = 1;
+    bool has_ext = false;
+    std::vector<uint8_t> header;                 // what follows the cell table: layer count, types, row sizes
     std::vector<std::vector<RowTensor>> streams; // by stream: the tensors differ, their shapes do not
 
     explicit KvLayout(llama_kv_cache * cache);
@@ -45,18 +45,18 @@ class SegmentList;
 
 // Rows of one cache, copied out. Immutable; the content of row i is `rows` at its i-th position.
 struct Chunk {
-    Runs     rows;
+    Runs rows;
     uint32_t n_rows = 0;
-    bool     host   = false;
+    bool host = false;
     std::vector<llama_kv_cell_ext> ext; // M-RoPE coordinates, where the cache keeps them
 
     struct Place {
         uint32_t buffer;
-        size_t   offset;
+        size_t offset;
     };
-    std::vector<Place>                         places; // by tensor of the layout
+    std::vector<Place> places; // by tensor of the layout
     std::vector<std::shared_ptr<DeviceBuffer>> buffers;
-    mutable std::weak_ptr<const SegmentList>   home; // a list that ends with all of it; for whoever is in the context
+    mutable std::weak_ptr<const SegmentList> home; // a list that ends with all of it; for whoever is in the context
 
     size_t bytes() const;
     size_t meta_bytes() const;
@@ -74,7 +74,7 @@ struct Segment {
     std::shared_ptr<const Chunk> chunk; // null: `row` is a cell of the cache
     uint32_t row;
     uint32_t n;
-    Pos      pos; // position of the first
+    Pos pos; // position of the first
 
     bool operator==(const Segment &) const = default;
     // True if `next` lies right behind this one and takes the next positions.
@@ -106,13 +106,13 @@ class SegmentList {
     bool starts(const std::vector<Segment> & segments) const;
 
     std::shared_ptr<const SegmentList> base_;
-    std::vector<Segment>               own_;
-    size_t                             size_;
+    std::vector<Segment> own_;
+    size_t size_;
 };
 
 // Rows, and where each lies.
 struct Located {
-    Runs                 rows;
+    Runs rows;
     std::vector<Segment> from;
 };
 
@@ -128,14 +128,14 @@ class ChunkIndex : public std::enable_shared_from_this<ChunkIndex> {
 
   private:
     struct Entry {
-        uint64_t                   last; // id after the last
-        uint32_t                   row;
+        uint64_t last; // id after the last
+        uint32_t row;
         std::weak_ptr<const Chunk> chunk;
-        const Chunk *              raw;
+        const Chunk * raw;
     };
 
-    mutable std::mutex                               mutex_;
-    std::map<std::pair<uint64_t, uint64_t>, Entry>   entries_; // by (epoch, first id)
+    mutable std::mutex mutex_;
+    std::map<std::pair<uint64_t, uint64_t>, Entry> entries_; // by (epoch, first id)
 };
 
 // Tensors of a state that is always copied whole, in the order llama.cpp writes them.
@@ -143,10 +143,10 @@ struct Blob {
     std::vector<uint8_t> meta;
     struct Piece {
         uint32_t buffer;
-        size_t   offset;
-        size_t   size;
+        size_t offset;
+        size_t size;
     };
-    std::vector<Piece>                         pieces;
+    std::vector<Piece> pieces;
     std::vector<std::shared_ptr<DeviceBuffer>> buffers;
 
     size_t bytes() const;
@@ -163,14 +163,14 @@ class Packer {
   private:
     struct Open {
         ggml_backend_buffer_type_t buft;
-        size_t                     size;
+        size_t size;
     };
     std::vector<Open> open_;
 };
 
 // Copy rows, wherever each lies, into a new chunk; those in cells are of `seq`.
-std::unique_ptr<Chunk> take_chunk(const KvLayout & layout, SeqId seq, const Located & located, BufferPool & pool, bool host,
-                                  CopyList & copies);
+std::unique_ptr<Chunk> take_chunk(const KvLayout & layout, SeqId seq, const Located & located, BufferPool & pool,
+                                  bool host, CopyList & copies);
 
 // The buffer type a tensor's copy lives in: beside it, or in host memory.
 ggml_backend_buffer_type_t storage_for(const ggml_tensor * tensor, bool host);

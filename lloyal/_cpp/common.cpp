@@ -76,7 +76,7 @@ common_chat_tool_choice tool_choice(const std::string & name) {
 Status grammar_from_json_schema(const std::string & schema, std::string & out) noexcept {
     return guarded(Code::invalid_grammar, [&]() -> Status {
         silence_log();
-        out = json_schema_to_grammar(common_json::parse(checked_depth(schema)), /*force_gbnf =*/ true);
+        out = json_schema_to_grammar(common_json::parse(checked_depth(schema)), /*force_gbnf =*/true);
         return {};
     });
 }
@@ -119,28 +119,28 @@ Status ChatTemplates::apply(const ChatInputs & inputs, ChatPrompt & out) const n
         if (!inputs.tools.empty()) {
             native.tools = common_chat_tools_parse_oaicompat(common_json::parse(checked_depth(inputs.tools)));
         }
-        native.tool_choice           = tool_choice(inputs.tool_choice);
-        native.grammar               = inputs.grammar;
-        native.json_schema           = checked_depth(inputs.json_schema);
-        native.chat_template_kwargs  = inputs.kwargs;
+        native.tool_choice = tool_choice(inputs.tool_choice);
+        native.grammar = inputs.grammar;
+        native.json_schema = checked_depth(inputs.json_schema);
+        native.chat_template_kwargs = inputs.kwargs;
         native.add_generation_prompt = inputs.add_generation_prompt;
-        native.enable_thinking       = inputs.enable_thinking;
-        native.parallel_tool_calls   = inputs.parallel_tool_calls;
-        native.reasoning_format      = COMMON_REASONING_FORMAT_AUTO;
+        native.enable_thinking = inputs.enable_thinking;
+        native.parallel_tool_calls = inputs.parallel_tool_calls;
+        native.reasoning_format = COMMON_REASONING_FORMAT_AUTO;
 
         common_chat_params params;
         run_template(stack_, [&] { params = common_chat_templates_apply(templates_.get(), native); });
-        out.prompt             = std::move(params.prompt);
-        out.generation_prompt  = std::move(params.generation_prompt);
-        out.grammar            = std::move(params.grammar);
-        out.grammar_lazy       = params.grammar_lazy;
-        out.stops              = std::move(params.additional_stops);
-        out.preserved_tokens   = std::move(params.preserved_tokens);
-        out.supports_thinking  = params.supports_thinking;
+        out.prompt = std::move(params.prompt);
+        out.generation_prompt = std::move(params.generation_prompt);
+        out.grammar = std::move(params.grammar);
+        out.grammar_lazy = params.grammar_lazy;
+        out.stops = std::move(params.additional_stops);
+        out.preserved_tokens = std::move(params.preserved_tokens);
+        out.supports_thinking = params.supports_thinking;
         out.thinking_start_tag = std::move(params.thinking_start_tag);
-        out.thinking_end_tags  = std::move(params.thinking_end_tags);
-        out.format             = params.format;
-        out.parser             = std::move(params.parser);
+        out.thinking_end_tags = std::move(params.thinking_end_tags);
+        out.format = params.format;
+        out.parser = std::move(params.parser);
         for (const common_grammar_trigger & trigger : params.grammar_triggers) {
             out.grammar_triggers.emplace_back(trigger.type, trigger.value);
         }
@@ -159,9 +159,9 @@ Status chat_parse(const ChatPrompt & prompt, const std::string & answer, bool pa
     return guarded(Code::invalid_argument, [&]() -> Status {
         silence_log();
         common_chat_parser_params params;
-        params.format            = common_chat_format(prompt.format);
+        params.format = common_chat_format(prompt.format);
         params.generation_prompt = prompt.generation_prompt;
-        params.reasoning_format  = COMMON_REASONING_FORMAT_AUTO;
+        params.reasoning_format = COMMON_REASONING_FORMAT_AUTO;
         if (!prompt.parser.empty()) {
             params.parser.load(prompt.parser);
         }

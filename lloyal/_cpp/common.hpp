@@ -25,8 +25,8 @@ struct ChatInputs {
     std::string json_schema;                   // the same as a JSON schema, or empty
     std::map<std::string, std::string> kwargs; // JSON values for variables of the template
     bool add_generation_prompt = true;
-    bool enable_thinking       = true;
-    bool parallel_tool_calls   = false;
+    bool enable_thinking = true;
+    bool parallel_tool_calls = false;
 };
 
 // A rendered chat, and what is to be known for reading the answer.
@@ -34,14 +34,14 @@ struct ChatPrompt {
     std::string prompt;
     std::string generation_prompt; // the part of `prompt` that opens the answer
     std::string grammar;
-    bool        grammar_lazy = false; // the grammar starts at a trigger
+    bool grammar_lazy = false;                                 // the grammar starts at a trigger
     std::vector<std::pair<int, std::string>> grammar_triggers; // type and value
     std::vector<std::string> stops;
     std::vector<std::string> preserved_tokens;
-    bool        supports_thinking = false;
+    bool supports_thinking = false;
     std::string thinking_start_tag;
     std::vector<std::string> thinking_end_tags;
-    int         format = 0;
+    int format = 0;
     std::string parser; // how to read the answer, in llama-common's own form
 };
 
@@ -51,13 +51,13 @@ class ChatTemplates {
     ChatTemplates(ModelHandle model, const std::string & source);
     ~ChatTemplates();
 
-    std::string                 source(const std::string & variant) const;
+    std::string source(const std::string & variant) const;
     std::map<std::string, bool> capabilities() const;
     Status apply(const ChatInputs & inputs, ChatPrompt & out) const noexcept;
 
   private:
     ModelHandle model_;
-    size_t      stack_ = 0; // bytes that parsing, running and dropping the template may take
+    size_t stack_ = 0; // bytes that parsing, running and dropping the template may take
     std::unique_ptr<common_chat_templates, void (*)(common_chat_templates *)> templates_;
 };
 using ChatTemplatesHandle = std::shared_ptr<ChatTemplates>;

@@ -32,7 +32,7 @@ ggml_tensor byte_view(ggml_tensor * base, size_t offset, size_t size) {
     view.ne[1] = view.ne[2] = view.ne[3] = 1;
     view.nb[0] = 1;
     view.nb[1] = view.nb[2] = view.nb[3] = size;
-    view.view_src  = base->view_src ? base->view_src : base;
+    view.view_src = base->view_src ? base->view_src : base;
     view.view_offs = base->view_offs + offset;
     ggml_backend_view_init(&view);
     return view;
@@ -62,7 +62,7 @@ void ask_for_huge_pages([[maybe_unused]] void * base, [[maybe_unused]] size_t si
         const size_t page = size_t(sysconf(_SC_PAGESIZE));
         const auto begin = (reinterpret_cast<uintptr_t>(base) + page - 1) / page * page;
         const auto end = (reinterpret_cast<uintptr_t>(base) + size) / page * page;
-        (void) madvise(reinterpret_cast<void *>(begin), end - begin, MADV_HUGEPAGE); // a hint: nothing depends on it
+        (void)madvise(reinterpret_cast<void *>(begin), end - begin, MADV_HUGEPAGE); // a hint: nothing depends on it
     }
 #endif
 }

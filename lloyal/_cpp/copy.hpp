@@ -32,14 +32,14 @@ class DeviceBuffer {
     ~DeviceBuffer();
 
     ggml_backend_buffer_type_t buft() const { return buft_; }
-    size_t                     size() const { return size_; }
-    ggml_tensor *              tensor() { return &tensor_; }
+    size_t size() const { return size_; }
+    ggml_tensor * tensor() { return &tensor_; }
 
   private:
     ggml_backend_buffer_type_t buft_;
-    size_t                     size_;
-    ggml_backend_buffer_t      buffer_;
-    ggml_tensor                tensor_{};
+    size_t size_;
+    ggml_backend_buffer_t buffer_;
+    ggml_tensor tensor_{};
 };
 
 // Keeps freed buffers for the next save, so that a save in a loop does not allocate. It never holds more than the
@@ -47,8 +47,8 @@ class DeviceBuffer {
 class BufferPool : public std::enable_shared_from_this<BufferPool> {
   public:
     std::shared_ptr<DeviceBuffer> acquire(ggml_backend_buffer_type_t buft, size_t size);
-    void   expect(size_t bytes); // what the save that begins is going to acquire
-    void   trim();
+    void expect(size_t bytes); // what the save that begins is going to acquire
+    void trim();
     size_t idle_bytes() const;
     // Bytes in use per buffer type.
     std::map<ggml_backend_buffer_type_t, size_t> live_bytes() const;
@@ -56,19 +56,19 @@ class BufferPool : public std::enable_shared_from_this<BufferPool> {
   private:
     void give_back(DeviceBuffer * buffer);
 
-    mutable std::mutex                            mutex_;
-    std::vector<std::unique_ptr<DeviceBuffer>>    idle_;
-    size_t                                        idle_bytes_ = 0;
-    size_t                                        largest_    = 0; // save
-    std::map<ggml_backend_buffer_type_t, size_t>  live_;
+    mutable std::mutex mutex_;
+    std::vector<std::unique_ptr<DeviceBuffer>> idle_;
+    size_t idle_bytes_ = 0;
+    size_t largest_ = 0; // save
+    std::map<ggml_backend_buffer_type_t, size_t> live_;
 };
 
 struct Copy {
     ggml_tensor * src;
-    size_t        src_offset;
+    size_t src_offset;
     ggml_tensor * dst;
-    size_t        dst_offset;
-    size_t        size;
+    size_t dst_offset;
+    size_t size;
 };
 
 // A list of copies that merges neighbours.
@@ -88,7 +88,7 @@ class CopyList {
         }
         copies_.push_back(copy);
     }
-    void   reserve(size_t n) { copies_.reserve(n); }
+    void reserve(size_t n) { copies_.reserve(n); }
     size_t size() const { return copies_.size(); }
 
     // Queue every copy on the back ends of `context` and wait once.
@@ -99,7 +99,7 @@ class CopyList {
 };
 
 // Fault injection for tests: the n-th allocation or copy from now fails (0: the next); negative: none.
-void    fault_arm(int64_t n);
+void fault_arm(int64_t n);
 int64_t fault_remaining();
 
 } // namespace lloyal

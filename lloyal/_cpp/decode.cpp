@@ -29,8 +29,9 @@ bool every_token_outputs(const ContextBox & box) {
 // Values in an embedding row that the batch may carry.
 int32_t batch_n_embd(const ContextBox & box, bool encoding) {
     const llama_hparams & hparams = box.model->ptr->hparams;
-    return int32_t(encoding ? hparams.n_embd_inp_enc()
-                            : llama_batch_ext_select_n_embd_inp(box.ptr->get_cparams().ctx_type, box.model->ptr->arch, hparams));
+    return int32_t(
+        encoding ? hparams.n_embd_inp_enc()
+                 : llama_batch_ext_select_n_embd_inp(box.ptr->get_cparams().ctx_type, box.model->ptr->arch, hparams));
 }
 
 // Everything that makes llama_decode or llama_encode abort instead of returning an error, and what is cheap to name.
@@ -82,14 +83,15 @@ Status check_batch(const ContextBox & box, const Batch & batch, bool encoding, b
             return invalid(text("position ", batch.pos(i), " at index ", i, " is not from 0 to ", INT32_MAX - 1));
         }
         if (box.map.n_pos_max >= 0 && batch.pos(i) >= box.map.n_pos_max) {
-            return invalid(text("position ", batch.pos(i), " at index ", i, " is past the model's learned position table of ",
-                                box.map.n_pos_max));
+            return invalid(text("position ", batch.pos(i), " at index ", i,
+                                " is past the model's learned position table of ", box.map.n_pos_max));
         }
         if (batch.n_seq(i) < 1) {
             return invalid(text("index ", i, " names no sequence"));
         }
         if (!box.samplers.empty() && batch.n_seq(i) > 1 && batch.logits(i)) {
-            return invalid(text("index ", i, " wants an output for ", batch.n_seq(i), " sequences: with samplers on the "
+            return invalid(text("index ", i, " wants an output for ", batch.n_seq(i),
+                                " sequences: with samplers on the "
                                 "back end an output belongs to one"));
         }
         for (int32_t k = 0; k < batch.n_seq(i); ++k) {
@@ -99,10 +101,10 @@ Status check_batch(const ContextBox & box, const Batch & batch, bool encoding, b
                                     " (raise n_seq_max for more)"));
             }
             if (box.leases[seq] == Lease::checkpoint || (box.leases[seq] == Lease::tenant && !tenant)) {
-                return Status(Code::no_lease,
-                              text("sequence ", seq, " at index ", i, box.leases[seq] == Lease::tenant
-                                       ? " is leased: decode through its Tenancy"
-                                       : " holds the cells of a checkpoint: decode into another"));
+                return Status(Code::no_lease, text("sequence ", seq, " at index ", i,
+                                                   box.leases[seq] == Lease::tenant
+                                                       ? " is leased: decode through its Tenancy"
+                                                       : " holds the cells of a checkpoint: decode into another"));
             }
         }
     }
@@ -160,8 +162,10 @@ Status check_window(ContextBox & box, const Batch & batch) {
         }
     }
     if (const uint32_t n_free = cells.size() - cells.get_used(); n_free < batch.size()) {
-        return invalid(text("the batch has ", batch.size(), " tokens of several sequences, the sliding-window cache room for ",
-                            n_free, ": decode at most n_ubatch=", llama_n_ubatch(box.ptr), " at once, or one sequence "
+        return invalid(text("the batch has ", batch.size(),
+                            " tokens of several sequences, the sliding-window cache room for ", n_free,
+                            ": decode at most n_ubatch=", llama_n_ubatch(box.ptr),
+                            " at once, or one sequence "
                             "after the other"));
     }
     return {};
@@ -250,15 +254,17 @@ void record(ContextBox & box, const Batch & batch, bool complete, const std::vec
 
 Status failure(const ContextBox & box, int32_t rc, const Batch & batch) {
     const std::string log = log_last();
-    const char * kept = box.map.has_state()
-        ? "a recurrent state cannot be taken back halfway, so the sequences of the batch, and those whose state was being "
-          "moved for them, are empty now (see ctx.memory.seq_pos_max)"
-        : "what was finished stays in the memory (see ctx.memory.seq_pos_max)";
+    const char * kept = box.map.has_state() ? "a recurrent state cannot be taken back halfway, so the sequences of the "
+                                              "batch, and those whose state was being "
+                                              "moved for them, are empty now (see ctx.memory.seq_pos_max)"
+                                            : "what was finished stays in the memory (see ctx.memory.seq_pos_max)";
     switch (rc) {
         case 1:
             return Status(Code::cache_full,
-                          text("no room in the cache for ", batch.size(), " more tokens: free a sequence (seq_rm), or "
-                               "raise n_ctx"), rc);
+                          text("no room in the cache for ", batch.size(),
+                               " more tokens: free a sequence (seq_rm), or "
+                               "raise n_ctx"),
+                          rc);
         case 2:
             return Status(Code::aborted, text("the decode was aborted; ", kept), rc);
         case -1:
@@ -269,7 +275,8 @@ Status failure(const ContextBox & box, int32_t rc, const Batch & batch) {
 }
 
 // `native` is llama.cpp's call with this batch in it.
-template <typename Native> Status run_decode(ContextBox & box, const Batch & batch, bool tenant, Native && native) noexcept {
+template <typename Native>
+Status run_decode(ContextBox & box, const Batch & batch, bool tenant, Native && native) noexcept {
     return guarded(Code::decode_failed, [&]() -> Status {
         if (!box.memory && llama_model_has_encoder(box.model->ptr)) {
             return Status(Code::unsupported, "this model has an encoder only: use encode()");
@@ -290,7 +297,8 @@ template <typename Native> Status run_decode(ContextBox & box, const Batch & bat
                 for (int32_t k = 0; k < batch.n_seq(i); ++k) {
                     const SeqId seq = batch.seq(i, k);
                     if (box.encoded.empty() || !box.encoded[size_t(seq)]) {
-                        return invalid(text("sequence ", seq, " at index ", i, " has nothing to attend to: encode() its text first"));
+                        return invalid(text("sequence ", seq, " at index ", i,
+                                            " has nothing to attend to: encode() its text first"));
                     }
                 }
             }
@@ -401,9 +409,8 @@ Status process_decode(ContextBox & box, const Batch & batch, bool tenant) noexce
 }
 
 Status process_encode(ContextBox & box, const Batch & batch) noexcept {
-    return run_encode(box, batch, [&] {
-        return llama_process(box.ptr, LLAMA_PROCESS_TYPE_ENCODE, native_batch(box, batch).get());
-    });
+    return run_encode(
+        box, batch, [&] { return llama_process(box.ptr, LLAMA_PROCESS_TYPE_ENCODE, native_batch(box, batch).get()); });
 }
 
 int32_t process_n_embd(const ContextBox & box, bool encoding) {
@@ -412,7 +419,8 @@ int32_t process_n_embd(const ContextBox & box, bool encoding) {
 
 Status output_row(const ContextBox & box, int32_t i, int32_t & row) {
     if (box.output_row.empty()) {
-        return Status(Code::no_logits, "there are no outputs: nothing was decoded since the context was made, restored or failed");
+        return Status(Code::no_logits,
+                      "there are no outputs: nothing was decoded since the context was made, restored or failed");
     }
     const int32_t n = int32_t(box.output_row.size());
     if (i < 0 ? i < -box.n_outputs : i >= n) {
@@ -437,11 +445,12 @@ Status logits_row(ContextBox & box, int32_t i, const float *& out) noexcept {
             return status;
         }
         if (const SeqId seq = output_seq(box, row); box.samplers.find(seq) != box.samplers.end()) {
-            return Status(Code::no_logits, text("output ", i, " was sampled on the back end by the chain of sequence ", seq,
-                                                ", its logits were not kept: see sampled_logits()"));
+            return Status(Code::no_logits, text("output ", i, " was sampled on the back end by the chain of sequence ",
+                                                seq, ", its logits were not kept: see sampled_logits()"));
         }
         if (!box.has_logits) {
-            return Status(Code::no_logits, text("this model computes no logits", box.memory ? " with embeddings=True, nor in encode()" : ""));
+            return Status(Code::no_logits, text("this model computes no logits",
+                                                box.memory ? " with embeddings=True, nor in encode()" : ""));
         }
         out = llama_get_logits_ith(box.ptr, i);
         return out ? Status() : Status(Code::no_logits, text("this context computes no logits for index ", i));
@@ -474,8 +483,9 @@ Status embeddings_seq(ContextBox & box, SeqId seq, const float *& out) noexcept 
             return Status(Code::no_logits, "there are no outputs: nothing was decoded yet");
         }
         out = llama_get_embeddings_seq(box.ptr, seq);
-        return out ? Status() : Status(Code::no_logits, text("no pooled embeddings for sequence ", seq,
-                                                             " (pooling_type, or the sequence was not in the last batch)"));
+        return out ? Status()
+                   : Status(Code::no_logits, text("no pooled embeddings for sequence ", seq,
+                                                  " (pooling_type, or the sequence was not in the last batch)"));
     });
 }
 

@@ -19,7 +19,7 @@ int32_t process_n_embd(const ContextBox & box, bool encoding);
 // The output row of batch index `i` (negative: from the last output), or a Status that says why there is none; the
 // sequence of a row, -1 while no samplers run on the back end.
 Status output_row(const ContextBox & box, int32_t i, int32_t & row);
-SeqId  output_seq(const ContextBox & box, int32_t row);
+SeqId output_seq(const ContextBox & box, int32_t row);
 
 // The logits row of batch index `i` (negative: from the last output), or a Status that says why there is none.
 Status logits_row(ContextBox & box, int32_t i, const float *& out) noexcept;

@@ -13,7 +13,7 @@ namespace lloyal {
 class Pcg64 {
   public:
     // The increment must be odd; `from_seed` fills both from a 64-bit seed with SplitMix64.
-    unsigned __int128 state     = 0;
+    unsigned __int128 state = 0;
     unsigned __int128 increment = 1;
 
     static Pcg64 from_seed(uint64_t seed);
@@ -27,7 +27,7 @@ class Pcg64 {
 struct DistSampler {
     uint32_t seed;     // as asked for: LLAMA_DEFAULT_SEED draws a new one at every reset
     uint32_t seed_cur; // in use
-    Pcg64    rng;
+    Pcg64 rng;
 };
 
 llama_sampler * dist_init(uint32_t seed);

@@ -9,7 +9,7 @@
 namespace lloyal {
 namespace {
 
-std::atomic<int>  n_calls{0};
+std::atomic<int> n_calls{0};
 std::atomic<bool> ending{false};
 
 } // namespace

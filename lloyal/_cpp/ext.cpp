@@ -17,9 +17,9 @@ namespace {
 Status check_layer(const ContextBox & box, int32_t layer) {
     const int32_t n_layer = llama_model_n_layer(box.model->ptr);
     return layer >= 0 && layer <= n_layer
-        ? Status()
-        : Status(Code::invalid_argument, text("layer ", layer, ": this model has layers 0 to ", n_layer - 1, ", and ", n_layer,
-                                              " stands for the input of the head"));
+               ? Status()
+               : Status(Code::invalid_argument, text("layer ", layer, ": this model has layers 0 to ", n_layer - 1,
+                                                     ", and ", n_layer, " stands for the input of the head"));
 }
 
 // The index of a token of the last batch, whether it has an output or not.
@@ -28,7 +28,8 @@ Status check_token(const ContextBox & box, int32_t i) {
     if (n == 0) {
         return Status(Code::no_logits, "there is nothing yet: nothing was decoded since this was turned on");
     }
-    return i >= 0 && i < n ? Status() : Status(Code::no_logits, text("index ", i, ": the last batch has ", n, " tokens"));
+    return i >= 0 && i < n ? Status()
+                           : Status(Code::no_logits, text("index ", i, ": the last batch has ", n, " tokens"));
 }
 
 } // namespace
@@ -37,10 +38,10 @@ Status context_memory(ContextBox & box, std::vector<BufferUse> & out) noexcept {
     return guarded(Code::decode_failed, [&]() -> Status {
         for (const auto & [buft, use] : llama_get_memory_breakdown(box.ptr)) {
             BufferUse row;
-            row.buffer  = ggml_backend_buft_name(buft);
-            row.device  = ggml_backend_buft_get_device(buft);
+            row.buffer = ggml_backend_buft_name(buft);
+            row.device = ggml_backend_buft_get_device(buft);
             row.is_host = ggml_backend_buft_is_host(buft);
-            row.model   = use.model;
+            row.model = use.model;
             row.context = use.context;
             row.compute = use.compute;
             out.push_back(std::move(row));
@@ -60,7 +61,8 @@ Status context_set_embeddings(ContextBox & box, bool value) noexcept {
         // Some models leave out the logits now; only the graph tells. Without a memory there never are any.
         if (box.memory) {
             const llama_memory_context_ptr full = box.memory->init_full();
-            const uint32_t n_seqs = llama_n_seq_max(box.ptr); // as llama.cpp does: caches of several streams need all of them
+            const uint32_t n_seqs =
+                llama_n_seq_max(box.ptr); // as llama.cpp does: caches of several streams need all of them
             box.ptr->graph_reserve(n_seqs, n_seqs, n_seqs, full.get(), true);
             box.graph_has_logits = box.ptr->get_gf_res_reserve()->get_logits() != nullptr;
         }
@@ -79,9 +81,10 @@ Status context_set_nextn(ContextBox & box, bool value, bool masked) noexcept {
     return guarded(Code::decode_failed, [&]() -> Status {
         const llm_graph_result * graph = box.ptr->get_gf_res_reserve();
         if (value && (llama_pooling_type(box.ptr) != LLAMA_POOLING_TYPE_NONE || !graph || !graph->get_h_nextn())) {
-            return Status(Code::unsupported, llama_pooling_type(box.ptr) != LLAMA_POOLING_TYPE_NONE
-                                                 ? "a context that pools has no hidden states: pooling='none'"
-                                                 : "this model's graph does not give the hidden states of a prediction head");
+            return Status(Code::unsupported,
+                          llama_pooling_type(box.ptr) != LLAMA_POOLING_TYPE_NONE
+                              ? "a context that pools has no hidden states: pooling='none'"
+                              : "this model's graph does not give the hidden states of a prediction head");
         }
         llama_synchronize(box.ptr);
         box.drop_outputs();
@@ -110,7 +113,8 @@ Status context_set_nextn_offset(ContextBox & box, int32_t offset) noexcept {
     return guarded(Code::decode_failed, [&]() -> Status {
         const int32_t n = llama_model_n_layer_nextn(box.model->ptr);
         if (offset < 0 || offset >= n) {
-            return Status(Code::invalid_argument, text("offset ", offset, ": this model has ", n, " prediction layers"));
+            return Status(Code::invalid_argument,
+                          text("offset ", offset, ": this model has ", n, " prediction layers"));
         }
         llama_set_nextn_layer_offset(box.ptr, offset);
         return {};
@@ -146,7 +150,8 @@ Status layer_input_row(ContextBox & box, int32_t layer, int32_t i, const float *
         if (Status status = check_token(box, i); !status.ok()) {
             return status;
         }
-        out = llama_get_embeddings_layer_inp(box.ptr, uint32_t(layer)) + size_t(i) * size_t(llama_model_n_embd(box.model->ptr));
+        out = llama_get_embeddings_layer_inp(box.ptr, uint32_t(layer)) +
+              size_t(i) * size_t(llama_model_n_embd(box.model->ptr));
         return {};
     });
 }
@@ -182,14 +187,15 @@ Status token_embedding(ModelBox & model, float * out, size_t & n) noexcept {
         if (!tensor) {
             return Status(Code::unsupported, "this model has no token embedding");
         }
-        const bool floats = tensor->type == GGML_TYPE_F32 || tensor->type == GGML_TYPE_F16 || tensor->type == GGML_TYPE_BF16;
+        const bool floats =
+            tensor->type == GGML_TYPE_F32 || tensor->type == GGML_TYPE_F16 || tensor->type == GGML_TYPE_BF16;
         if (!floats && !(ggml_is_quantized(tensor->type) && ggml_get_type_traits(tensor->type)->to_float)) {
             return Status(Code::unsupported, text("the token embedding is of type ", ggml_type_name(tensor->type),
                                                   ", which has no conversion"));
         }
         if (uint64_t(ggml_nelements(tensor)) > UINT32_MAX) {
-            return Status(Code::unsupported, text("the token embedding has ", ggml_nelements(tensor), " values, llama.cpp reads at most ",
-                                                  UINT32_MAX));
+            return Status(Code::unsupported, text("the token embedding has ", ggml_nelements(tensor),
+                                                  " values, llama.cpp reads at most ", UINT32_MAX));
         }
         n = llama_model_get_tok_embd(model.ptr, out);
         return {};

@@ -15,10 +15,10 @@ namespace lloyal {
 
 // Bytes of one buffer type.
 struct BufferUse {
-    std::string        buffer;
+    std::string buffer;
     ggml_backend_dev_t device = nullptr; // null: none known
-    bool               is_host = false;
-    size_t             model = 0, context = 0, compute = 0;
+    bool is_host = false;
+    size_t model = 0, context = 0, compute = 0;
 };
 
 Status context_memory(ContextBox & box, std::vector<BufferUse> & out) noexcept;

@@ -10,12 +10,12 @@
 namespace lloyal {
 namespace {
 
-constexpr size_t   MAX_BYTES    = size_t(1) << 20; // of text
-constexpr int      MAX_DEPTH    = 200;             // of parentheses
-constexpr uint64_t MAX_ELEMENTS = 4'000'000;       // after repetitions are written out
-constexpr uint64_t MAX_CHAIN    = 5000;          // of rules that begin with a rule
-constexpr uint64_t MAX_VISITS   = 10'000'000;      // of rules in llama.cpp's own search for left recursion
-constexpr uint64_t MAX_TIMES    = 2000;            // llama.cpp's own limit of a repetition
+constexpr size_t MAX_BYTES = size_t(1) << 20; // of text
+constexpr int MAX_DEPTH = 200;                // of parentheses
+constexpr uint64_t MAX_ELEMENTS = 4'000'000;  // after repetitions are written out
+constexpr uint64_t MAX_CHAIN = 5000;          // of rules that begin with a rule
+constexpr uint64_t MAX_VISITS = 10'000'000;   // of rules in llama.cpp's own search for left recursion
+constexpr uint64_t MAX_TIMES = 2000;          // llama.cpp's own limit of a repetition
 
 Status invalid(std::string message) {
     return Status(Code::invalid_grammar, std::move(message));
@@ -53,18 +53,22 @@ class Scanner {
   private:
     const char * at_;
     const char * begin_;
-    int          depth_ = 0;
-    uint64_t     symbol_ = 0; // elements of the last symbol
-    uint64_t     total_ = 0;
+    int depth_ = 0;
+    uint64_t symbol_ = 0; // elements of the last symbol
+    uint64_t total_ = 0;
 
     std::string where() const { return text("line ", std::count(begin_, at_, '\n') + 1, ": "); }
 
     Status step() {
         switch (*at_) {
-            case '"': return enclosed('"');
-            case '[': return enclosed(']');
-            case '<': return enclosed('>');
-            case '{': return repetition();
+            case '"':
+                return enclosed('"');
+            case '[':
+                return enclosed(']');
+            case '<':
+                return enclosed('>');
+            case '{':
+                return repetition();
             case '#':
             case ' ':
             case '\t':
@@ -74,7 +78,8 @@ class Scanner {
                 return {};
             case '(':
                 ++at_;
-                return ++depth_ <= MAX_DEPTH ? Status() : invalid(where() + text("parentheses go more than ", MAX_DEPTH, " deep"));
+                return ++depth_ <= MAX_DEPTH ? Status()
+                                             : invalid(where() + text("parentheses go more than ", MAX_DEPTH, " deep"));
             case ')':
                 --depth_;
                 [[fallthrough]];
@@ -135,7 +140,8 @@ class Scanner {
 std::string first_line(const std::string & message) {
     constexpr size_t length = 100;
     const size_t end = message.find_first_of("\r\n");
-    return message.size() > length || end != std::string::npos ? message.substr(0, std::min(end, length)) + " ..." : message;
+    return message.size() > length || end != std::string::npos ? message.substr(0, std::min(end, length)) + " ..."
+                                                               : message;
 }
 
 struct Rules {
@@ -216,7 +222,7 @@ Status check_recursion(const Rules & rules) {
     const std::vector<bool> empty = find_empty(rules.list);
     enum class Mark : uint8_t { fresh, open, done };
     struct Frame {
-        uint32_t              id;
+        uint32_t id;
         std::vector<uint32_t> next;
     };
     std::vector<Mark> marks(rules.list.size(), Mark::fresh);
@@ -237,7 +243,8 @@ Status check_recursion(const Rules & rules) {
                 marks[id] = Mark::done;
                 path.pop_back();
                 if (depths[id] > MAX_CHAIN || visits[id] > MAX_VISITS) {
-                    return invalid("rule '" + rules.name(id) + "' begins with rules that begin with rules, too many to follow");
+                    return invalid("rule '" + rules.name(id) +
+                                   "' begins with rules that begin with rules, too many to follow");
                 }
                 continue;
             }

@@ -87,22 +87,24 @@ Status check_hparams(const llama_model & model) {
     if (hparams.vocab_only) {
         return {};
     }
-    const std::pair<const char *, float> eps[] = {
-        {"layer_norm_epsilon", hparams.f_norm_eps}, {"layer_norm_rms_epsilon", hparams.f_norm_rms_eps},
-        {"group_norm_epsilon", hparams.f_norm_group_eps}};
+    const std::pair<const char *, float> eps[] = {{"layer_norm_epsilon", hparams.f_norm_eps},
+                                                  {"layer_norm_rms_epsilon", hparams.f_norm_rms_eps},
+                                                  {"group_norm_epsilon", hparams.f_norm_group_eps}};
     for (const auto & [key, value] : eps) {
         if (!std::isfinite(value) || value < 0) {
-            return Status(Code::load_failed, text("the metadata's attention.", key, " is ", value, ": it must be finite and not "
+            return Status(Code::load_failed, text("the metadata's attention.", key, " is ", value,
+                                                  ": it must be finite and not "
                                                   "negative"));
         }
     }
     for (uint32_t il = 0; llama_model_rope_type(&model) != LLAMA_ROPE_TYPE_NONE && il < hparams.n_layer(); ++il) {
         const uint32_t n_rot = hparams.n_rot(il);
         const bool rotates = hparams.n_head(il) > 0 && !hparams.is_recr(il);
-        if (rotates && (n_rot == 0 || n_rot % 2 != 0 || n_rot > std::max(hparams.n_embd_head_k(il), hparams.n_embd_head_v(il)))) {
-            return Status(Code::load_failed, text("the metadata's rope.dimension_count is ", int32_t(n_rot), " in layer ", il,
-                                                  ": it must be even, from 2 to the ", hparams.n_embd_head_k(il),
-                                                  " values of a head"));
+        if (rotates &&
+            (n_rot == 0 || n_rot % 2 != 0 || n_rot > std::max(hparams.n_embd_head_k(il), hparams.n_embd_head_v(il)))) {
+            return Status(Code::load_failed,
+                          text("the metadata's rope.dimension_count is ", int32_t(n_rot), " in layer ", il,
+                               ": it must be even, from 2 to the ", hparams.n_embd_head_k(il), " values of a head"));
         }
     }
     return {};
@@ -111,15 +113,16 @@ Status check_hparams(const llama_model & model) {
 Status place_tensors(const std::vector<std::string> & patterns, const std::vector<ggml_backend_dev_t> & places,
                      TensorPlaces & out) {
     if (patterns.size() >= llama_max_tensor_buft_overrides()) {
-        return Status(Code::invalid_argument, text("tensor_buft_overrides has ", patterns.size(), " patterns, there may be ",
-                                                   llama_max_tensor_buft_overrides() - 1));
+        return Status(Code::invalid_argument, text("tensor_buft_overrides has ", patterns.size(),
+                                                   " patterns, there may be ", llama_max_tensor_buft_overrides() - 1));
     }
     out.patterns = patterns;
     for (size_t i = 0; i < patterns.size(); ++i) {
         try {
-            (void) std::regex(patterns[i]);
+            (void)std::regex(patterns[i]);
         } catch (const std::regex_error & e) {
-            return Status(Code::invalid_argument, "tensor_buft_overrides: '" + patterns[i] + "' is no regular expression: " + e.what());
+            return Status(Code::invalid_argument,
+                          "tensor_buft_overrides: '" + patterns[i] + "' is no regular expression: " + e.what());
         }
         out.list.push_back({out.patterns[i].c_str(), ggml_backend_dev_buffer_type(places[i])});
     }
@@ -155,14 +158,16 @@ Status check_divisors(const std::string & path, const llama_model_kv_override * 
     for (; overrides && overrides->key[0]; ++overrides) {
         const std::string key = overrides->key;
         if (key.ends_with(KEY)) {
-            return overrides->tag == LLAMA_KV_OVERRIDE_TYPE_INT && uint32_t(overrides->val_i64) == 0 ? zero(key) : Status();
+            return overrides->tag == LLAMA_KV_OVERRIDE_TYPE_INT && uint32_t(overrides->val_i64) == 0 ? zero(key)
+                                                                                                     : Status();
         }
     }
-    const std::unique_ptr<gguf_context, void (*)(gguf_context *)> file(gguf_init_from_file(path.c_str(), {true, nullptr}),
-                                                                       gguf_free);
+    const std::unique_ptr<gguf_context, void (*)(gguf_context *)> file(
+        gguf_init_from_file(path.c_str(), {true, nullptr}), gguf_free);
     for (int64_t i = 0; file && i < gguf_get_n_kv(file.get()); ++i) {
         const std::string key = gguf_get_key(file.get(), i);
-        if (key.ends_with(KEY) && gguf_get_kv_type(file.get(), i) == GGUF_TYPE_UINT32 && gguf_get_val_u32(file.get(), i) == 0) {
+        if (key.ends_with(KEY) && gguf_get_kv_type(file.get(), i) == GGUF_TYPE_UINT32 &&
+            gguf_get_val_u32(file.get(), i) == 0) {
             return zero(key);
         }
     }
@@ -265,7 +270,8 @@ Status check_memory(const llama_model & model, const llama_context_params & para
     uint64_t row = 0;
     for (uint32_t il = 0; il < model.hparams.n_layer(); ++il) {
         if (model.hparams.has_kv(il) && !model.hparams.is_recr(il) && !model.hparams.is_swa(il)) {
-            row += uint64_t(model.hparams.n_embd_k_gqa(il)) * ggml_type_size(params.type_k) / ggml_blck_size(params.type_k);
+            row += uint64_t(model.hparams.n_embd_k_gqa(il)) * ggml_type_size(params.type_k) /
+                   ggml_blck_size(params.type_k);
         }
     }
     const uint64_t need = row > 0 ? n_ctx * (row + CELL) : 0;
@@ -277,8 +283,10 @@ Status check_memory(const llama_model & model, const llama_context_params & para
         have += total;
     }
     if (need > have) {
-        return Status(Code::invalid_argument, text("n_ctx=", n_ctx, " takes at least ", need >> 20, " MiB of cache, all "
-                                                   "devices together have ", have >> 20, " MiB"));
+        return Status(Code::invalid_argument, text("n_ctx=", n_ctx, " takes at least ", need >> 20,
+                                                   " MiB of cache, all "
+                                                   "devices together have ",
+                                                   have >> 20, " MiB"));
     }
     return {};
 }
@@ -287,26 +295,27 @@ Status check_memory(const llama_model & model, const llama_context_params & para
 Status fit_sizes(const llama_model & model, llama_context_params & params) {
     const uint32_t n_ctx = params.n_ctx ? params.n_ctx : model.hparams.n_ctx_train;
     const bool causal = params.attention_type == LLAMA_ATTENTION_TYPE_UNSPECIFIED
-        ? model.hparams.causal_attn
-        : params.attention_type == LLAMA_ATTENTION_TYPE_CAUSAL;
+                            ? model.hparams.causal_attn
+                            : params.attention_type == LLAMA_ATTENTION_TYPE_CAUSAL;
     const uint32_t n_batch = causal ? std::min(n_ctx, params.n_batch) : params.n_batch;
     const uint32_t n_ubatch = std::min(n_batch, params.n_ubatch ? params.n_ubatch : n_batch);
     if (llama_model_has_encoder(&model)) {
         if (n_batch < params.n_seq_max) {
-            return Status(Code::invalid_argument, text("n_batch=", n_batch, " must be at least n_seq_max=", params.n_seq_max,
-                                                       " for a model with an encoder"));
+            return Status(Code::invalid_argument, text("n_batch=", n_batch, " must be at least n_seq_max=",
+                                                       params.n_seq_max, " for a model with an encoder"));
         }
     } else if (params.n_outputs_max != 0 && params.n_outputs_max < params.n_seq_max) {
-        return Status(Code::invalid_argument, text("n_outputs_max=", params.n_outputs_max, " must be at least n_seq_max=",
-                                                   params.n_seq_max, ", or 0"));
+        return Status(Code::invalid_argument, text("n_outputs_max=", params.n_outputs_max,
+                                                   " must be at least n_seq_max=", params.n_seq_max, ", or 0"));
     } else if (params.n_outputs_max == 0) {
         // llama.cpp takes n_batch, and wants room for one output of every sequence.
         params.n_outputs_max = std::max(n_batch, params.n_seq_max);
     }
     if (params.n_rs_seq > 0 && llm_arch_supports_rs_rollback(model.arch) && n_ubatch <= params.n_rs_seq + 1) {
-        return Status(Code::invalid_argument,
-                      text("n_rs_seq=", params.n_rs_seq, " needs micro-batches of more than n_rs_seq + 1 tokens: n_ctx, "
-                           "n_batch and n_ubatch leave ", n_ubatch));
+        return Status(Code::invalid_argument, text("n_rs_seq=", params.n_rs_seq,
+                                                   " needs micro-batches of more than n_rs_seq + 1 tokens: n_ctx, "
+                                                   "n_batch and n_ubatch leave ",
+                                                   n_ubatch));
     }
     if (model.arch == LLM_ARCH_T5 && !params.kv_unified && params.n_seq_max > 1) {
         return Status(Code::unsupported, text("kv_unified=False with n_seq_max=", params.n_seq_max,

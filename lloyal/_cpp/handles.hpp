@@ -36,7 +36,7 @@ LiveCounts & live_counts();
 
 // Which tensors go to the memory of which device: patterns, and the null-terminated list llama.cpp takes.
 struct TensorPlaces {
-    std::vector<std::string>                      patterns;
+    std::vector<std::string> patterns;
     std::vector<llama_model_tensor_buft_override> list;
 };
 
@@ -44,8 +44,8 @@ struct ModelBox {
     llama_model * ptr;
     // What llama_model_params only borrows: it must live as long as the model.
     std::vector<ggml_backend_dev_t> devices;
-    std::vector<float>              tensor_split;
-    TensorPlaces                    places;
+    std::vector<float> tensor_split;
+    TensorPlaces places;
     // Connections to the servers its devices are on.
     std::vector<std::shared_ptr<void>> keeps;
     // llama.cpp walks a model's list of adapters whenever a context plans its memory: shared for that, exclusive to
@@ -77,38 +77,39 @@ enum class Lease : uint8_t { none = 0, tenant, checkpoint };
 enum class Use : uint8_t { idle = 0, busy, stopping, settling };
 
 struct ContextBox {
-    ModelHandle     model;
+    ModelHandle model;
     // Whatever else the native context points into: a parent context.
     std::vector<std::shared_ptr<void>> keeps;
-    std::vector<std::pair<std::shared_ptr<AdapterBox>, float>> adapters; // the LoRA adapters that are set, and their scales
-    bool            control_vector_failed = false;
+    std::vector<std::pair<std::shared_ptr<AdapterBox>, float>>
+        adapters; // the LoRA adapters that are set, and their scales
+    bool control_vector_failed = false;
     std::map<SeqId, SamplerHandle> samplers; // the chains its back end runs, by sequence
     llama_context * ptr = nullptr;
-    llama_memory_t  memory = nullptr; // null for encoder-only models
+    llama_memory_t memory = nullptr; // null for encoder-only models
 
-    const uint64_t    id; // random; names this context in device blobs and content ids
-    std::atomic<Use>  use{Use::idle};
-    PollFn            poll = nullptr;
-    int64_t           poll_after_us = 0;
+    const uint64_t id; // random; names this context in device blobs and content ids
+    std::atomic<Use> use{Use::idle};
+    PollFn poll = nullptr;
+    int64_t poll_after_us = 0;
 
-    uint64_t             generation = 0;  // counts everything that changes or invalidates the output buffers
-    std::vector<int32_t> output_row;      // batch index -> output row of the last decode, -1 without output
-    int32_t              n_outputs = 0;
-    bool                 graph_has_logits = true; // some models have none, or none where there are embeddings
-    bool                 has_logits = true;       // of the last batch
-    std::vector<SeqId>   output_seq;      // output row -> its sequence; only kept while there are `samplers`
+    uint64_t generation = 0;         // counts everything that changes or invalidates the output buffers
+    std::vector<int32_t> output_row; // batch index -> output row of the last decode, -1 without output
+    int32_t n_outputs = 0;
+    bool graph_has_logits = true;  // some models have none, or none where there are embeddings
+    bool has_logits = true;        // of the last batch
+    std::vector<SeqId> output_seq; // output row -> its sequence; only kept while there are `samplers`
 
     std::vector<bool> encoded; // by sequence: the last encode() had tokens of it (encoder-decoder models)
 
-    MemoryMap       map;
-    Provenance      provenance;
+    MemoryMap map;
+    Provenance provenance;
     RawDeviceStates raw_states;
 
     std::vector<Lease> leases; // by sequence
     // Leases given up while somebody was inside: whoever enters next empties their sequences.
     mutable std::mutex lease_mutex;
     std::vector<SeqId> deferred_leases;
-    std::atomic<bool>  has_deferred_leases{false};
+    std::atomic<bool> has_deferred_leases{false};
 
     std::shared_ptr<CheckpointStore> store; // what its checkpoints share
 

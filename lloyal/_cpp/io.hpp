@@ -16,15 +16,15 @@ namespace lloyal {
 // `size` bytes of a cache tensor from `offset`.
 struct Slice {
     ggml_tensor * tensor;
-    size_t        offset;
-    size_t        size;
+    size_t offset;
+    size_t size;
 };
 
 // Collects what a state consists of: metadata bytes, and the tensor slices without copying them.
 class Collector : public llama_io_write_i {
   public:
     std::vector<uint8_t> meta;
-    std::vector<Slice>   slices;
+    std::vector<Slice> slices;
 
     void write(const void * src, size_t size) override {
         const auto * bytes = static_cast<const uint8_t *>(src);
@@ -54,7 +54,7 @@ class HostReader : public llama_io_read_i {
         const uint8_t * from = take(size);
         targets_.push_back({{tensor, offset, size}, from});
     }
-    void   discard() override { targets_.clear(); }
+    void discard() override { targets_.clear(); }
     size_t n_bytes() override { return pos_; }
     size_t n_left() const { return size_ - pos_; }
 
@@ -67,7 +67,7 @@ class HostReader : public llama_io_read_i {
 
   private:
     struct Target {
-        Slice           slice;
+        Slice slice;
         const uint8_t * from;
     };
 
@@ -80,9 +80,9 @@ class HostReader : public llama_io_read_i {
         return at;
     }
 
-    const uint8_t *     data_;
-    size_t              size_;
-    size_t              pos_ = 0;
+    const uint8_t * data_;
+    size_t size_;
+    size_t pos_ = 0;
     std::vector<Target> targets_;
 };
 

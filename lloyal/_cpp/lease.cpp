@@ -16,7 +16,8 @@ void lease_settle(ContextBox & box) noexcept {
 Status lease_acquire(ContextBox & box, Lease kind, SeqId & out) noexcept {
     return guarded(Code::no_lease, [&]() -> Status {
         if (!box.memory) {
-            return Status(Code::unsupported, "this model keeps no memory between calls: there are no sequences to lease");
+            return Status(Code::unsupported,
+                          "this model keeps no memory between calls: there are no sequences to lease");
         }
         for (SeqId seq = box.provenance.n_seq_max() - 1; seq >= 0; --seq) {
             if (box.leases[seq] == Lease::none && box.provenance.of(seq).empty() && box.memory->seq_pos_max(seq) < 0) {
@@ -25,7 +26,8 @@ Status lease_acquire(ContextBox & box, Lease kind, SeqId & out) noexcept {
                 return {};
             }
         }
-        return Status(Code::no_lease, text("all ", box.provenance.n_seq_max(), " sequences are leased or in use: release "
+        return Status(Code::no_lease, text("all ", box.provenance.n_seq_max(),
+                                           " sequences are leased or in use: release "
                                            "one, or raise n_seq_max (at most 256)"));
     });
 }

@@ -12,13 +12,13 @@ namespace {
 
 constexpr size_t CAPACITY = 4096; // a model load logs a few hundred lines
 
-std::mutex           mutex;
-std::deque<LogLine>  ring;
-LogLine              partial{GGML_LOG_LEVEL_NONE, {}}; // a line that GGML_LOG_LEVEL_CONT will continue
-uint64_t             n_lost = 0;
-std::atomic<bool>    pending{false};
+std::mutex mutex;
+std::deque<LogLine> ring;
+LogLine partial{GGML_LOG_LEVEL_NONE, {}}; // a line that GGML_LOG_LEVEL_CONT will continue
+uint64_t n_lost = 0;
+std::atomic<bool> pending{false};
 thread_local std::string problem;
-thread_local bool        problem_is_error = false;
+thread_local bool problem_is_error = false;
 
 void push(LogLine && line) {
     if (ring.size() == CAPACITY) {

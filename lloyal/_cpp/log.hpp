@@ -8,7 +8,7 @@
 namespace lloyal {
 
 struct LogLine {
-    int         level; // ggml_log_level
+    int level; // ggml_log_level
     std::string text;
 };
 
@@ -26,7 +26,7 @@ bool log_pending();
 std::vector<LogLine> log_drain(uint64_t & lost);
 
 // The first error this thread logged since `log_mark()`, else its last warning, or an empty string.
-void        log_mark();
+void log_mark();
 std::string log_last();
 
 } // namespace lloyal

@@ -24,8 +24,12 @@ namespace {
 
 constexpr Pos POS_END = std::numeric_limits<Pos>::max();
 
-Pos open_begin(Pos p0) { return p0 < 0 ? 0 : p0; }
-Pos open_end(Pos p1) { return p1 < 0 ? POS_END : p1; }
+Pos open_begin(Pos p0) {
+    return p0 < 0 ? 0 : p0;
+}
+Pos open_end(Pos p1) {
+    return p1 < 0 ? POS_END : p1;
+}
 
 Status no_memory() {
     return Status(Code::unsupported, "this model keeps no memory between calls (encoder or diffusion model)");
@@ -35,15 +39,24 @@ Status no_memory() {
 
 const char * memory_kind_name(MemoryKind kind) {
     switch (kind) {
-        case MemoryKind::none:                  return "none";
-        case MemoryKind::attention:             return "attention";
-        case MemoryKind::sliding_window:        return "sliding_window";
-        case MemoryKind::recurrent:             return "recurrent";
-        case MemoryKind::hybrid:                return "hybrid";
-        case MemoryKind::hybrid_sliding_window: return "hybrid_sliding_window";
-        case MemoryKind::sparse_attention:      return "sparse_attention";
-        case MemoryKind::compressed:            return "compressed";
-        case MemoryKind::hybrid_indexed:        return "hybrid_indexed";
+        case MemoryKind::none:
+            return "none";
+        case MemoryKind::attention:
+            return "attention";
+        case MemoryKind::sliding_window:
+            return "sliding_window";
+        case MemoryKind::recurrent:
+            return "recurrent";
+        case MemoryKind::hybrid:
+            return "hybrid";
+        case MemoryKind::hybrid_sliding_window:
+            return "hybrid_sliding_window";
+        case MemoryKind::sparse_attention:
+            return "sparse_attention";
+        case MemoryKind::compressed:
+            return "compressed";
+        case MemoryKind::hybrid_indexed:
+            return "hybrid_indexed";
     }
     return "none";
 }
@@ -52,13 +65,13 @@ MemoryMap::MemoryMap(const llama_model & model, const llama_context & context, l
                      const llama_context_params & params) {
     const llama_hparams & hparams = model.hparams;
     const llama_cparams & cparams = context.get_cparams();
-    n_swa    = hparams.n_swa;
+    n_swa = hparams.n_swa;
     swa_type = int(hparams.swa_type);
     n_rs_seq = cparams.n_rs_seq;
-    unified  = cparams.kv_unified || cparams.n_seq_max == 1;
-    v_trans  = !cparams.flash_attn;
+    unified = cparams.kv_unified || cparams.n_seq_max == 1;
+    v_trans = !cparams.flash_attn;
     const llama_rope_type rope = llama_model_rope_type(&model);
-    mrope    = rope == LLAMA_ROPE_TYPE_MROPE || rope == LLAMA_ROPE_TYPE_IMROPE;
+    mrope = rope == LLAMA_ROPE_TYPE_MROPE || rope == LLAMA_ROPE_TYPE_IMROPE;
     if (model.pos_embd) {
         n_pos_max = int32_t(model.pos_embd->ne[1]);
     }
@@ -136,10 +149,14 @@ MemoryMap::MemoryMap(const llama_model & model, const llama_context & context, l
 int32_t MemoryMap::window_begin(int32_t pos) const {
     const int32_t n = int32_t(n_swa);
     switch (swa_type) {
-        case LLAMA_SWA_TYPE_STANDARD:  return std::max(0, pos - n + 1);
-        case LLAMA_SWA_TYPE_CHUNKED:   return n > 0 ? pos / n * n : 0;
-        case LLAMA_SWA_TYPE_SYMMETRIC: return std::max(0, pos - n / 2);
-        default:                       return 0;
+        case LLAMA_SWA_TYPE_STANDARD:
+            return std::max(0, pos - n + 1);
+        case LLAMA_SWA_TYPE_CHUNKED:
+            return n > 0 ? pos / n * n : 0;
+        case LLAMA_SWA_TYPE_SYMMETRIC:
+            return std::max(0, pos - n / 2);
+        default:
+            return 0;
     }
 }
 
@@ -213,8 +230,9 @@ void MemoryMap::update_rings(const std::vector<int32_t> & n_tokens, const std::v
     // it computes together must lie side by side, so it swaps states, and the snapshots behind them stay where they
     // were. With one sequence there is nothing to swap; otherwise a state that is where it was has its snapshots, if
     // no sequence was computed in two parts, which might have swapped it to and fro.
-    const bool together = unified && n_most * n_seqs <= n_ubatch &&
-                          std::all_of(n_tokens.begin(), n_tokens.end(), [=](int32_t n) { return n == 0 || n == n_most; });
+    const bool together =
+        unified && n_most * n_seqs <= n_ubatch &&
+        std::all_of(n_tokens.begin(), n_tokens.end(), [=](int32_t n) { return n == 0 || n == n_most; });
     const bool in_one_part = !split && (together || n_most <= 1 + int32_t(n_rs_seq));
     const std::vector<StateCell> after = state_cells();
     for (size_t seq = 0; seq < n_tokens.size(); ++seq) {
@@ -235,9 +253,8 @@ bool valid_seq(const ContextBox & box, SeqId seq, const char * name, Status & st
     if (seq >= 0 && seq < n) {
         return true;
     }
-    status = Status(Code::invalid_argument,
-                    text(name, "=", seq, " is not a sequence of this context: it has 0 to ", n - 1,
-                         " (raise n_seq_max for more)"));
+    status = Status(Code::invalid_argument, text(name, "=", seq, " is not a sequence of this context: it has 0 to ",
+                                                 n - 1, " (raise n_seq_max for more)"));
     return false;
 }
 
@@ -330,8 +347,8 @@ Status memory_seq_rm_any(ContextBox & box, SeqId seq, Pos p0, Pos p1) noexcept {
                                "whole sequence and decode it again"));
         }
         if (!box.memory->seq_rm(seq, begin, tail ? -1 : end)) {
-            return Status(Code::unsupported, text("llama.cpp refused to remove positions ", begin, " to ", end - 1,
-                                                  " of sequence ", seq));
+            return Status(Code::unsupported,
+                          text("llama.cpp refused to remove positions ", begin, " to ", end - 1, " of sequence ", seq));
         }
         box.provenance.remove(seq, begin, end);
         if (how == Rollback::ring) {
@@ -367,9 +384,8 @@ Status memory_seq_cp_any(ContextBox & box, SeqId src, SeqId dst, Pos p0, Pos p1)
         }
         const Runs & there = box.provenance.of(dst);
         if (there.overlaps(begin, end) && !there.holds(rows.slice(begin, end))) {
-            return Status(Code::invalid_argument,
-                          text("sequence ", dst, " already holds other rows between positions ", begin, " and ",
-                               end - 1, ": seq_rm them first"));
+            return Status(Code::invalid_argument, text("sequence ", dst, " already holds other rows between positions ",
+                                                       begin, " and ", end - 1, ": seq_rm them first"));
         }
         if (!map.unified) {
             box.memory->seq_rm(dst, -1, -1);
@@ -379,9 +395,12 @@ Status memory_seq_cp_any(ContextBox & box, SeqId src, SeqId dst, Pos p0, Pos p1)
             // A fork does not carry a rollback that waits for the next decode; writing the state out and back applies it.
             const size_t size = llama_state_seq_get_size_ext(box.ptr, src, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY);
             std::vector<uint8_t> state(size);
-            if (llama_state_seq_get_data_ext(box.ptr, state.data(), size, src, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY) != size ||
-                llama_state_seq_set_data_ext(box.ptr, state.data(), size, src, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY) == 0) {
-                return Status(Code::decode_failed, text("the pending rollback of sequence ", src, " could not be applied"));
+            if (llama_state_seq_get_data_ext(box.ptr, state.data(), size, src, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY) !=
+                    size ||
+                llama_state_seq_set_data_ext(box.ptr, state.data(), size, src, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY) ==
+                    0) {
+                return Status(Code::decode_failed,
+                              text("the pending rollback of sequence ", src, " could not be applied"));
             }
         }
         box.memory->seq_cp(src, dst, whole ? -1 : begin, whole ? -1 : end);
@@ -460,17 +479,17 @@ Status check_shift(ContextBox & box, SeqId seq, const char * what) {
         return held;
     }
     if (!memory_can_shift(box)) {
-        return Status(Code::unsupported,
-                      text(what, ": ", memory_kind_name(box.map.kind), " memory of this model",
-                           box.map.keys_rotate ? "" : " with this type_k", " cannot be shifted (ctx.memory.can_shift is False)"));
+        return Status(Code::unsupported, text(what, ": ", memory_kind_name(box.map.kind), " memory of this model",
+                                              box.map.keys_rotate ? "" : " with this type_k",
+                                              " cannot be shifted (ctx.memory.can_shift is False)"));
     }
     return {};
 }
 
 Status check_own_cells(const ContextBox & box, SeqId seq, Pos begin, Pos end, const char * what) {
     if (box.map.shares_cells(seq, begin, end)) {
-        return Status(Code::unsupported, text(what, ": sequence ", seq, " shares rows between positions ", begin, " and ",
-                                              end - 1, " with another, which would move too"));
+        return Status(Code::unsupported, text(what, ": sequence ", seq, " shares rows between positions ", begin,
+                                              " and ", end - 1, " with another, which would move too"));
     }
     return {};
 }
@@ -500,8 +519,8 @@ Status memory_seq_add(ContextBox & box, SeqId seq, Pos p0, Pos p1, Pos delta) no
         rest.erase(begin, end);
         for (const Run & run : moved.list()) {
             if (rest.overlaps(run.begin + delta, run.end + delta)) {
-                return Status(Code::invalid_argument, text("seq_add: delta=", delta, " moves positions ", run.begin, " to ",
-                                                           run.end - 1, " onto others of sequence ", seq));
+                return Status(Code::invalid_argument, text("seq_add: delta=", delta, " moves positions ", run.begin,
+                                                           " to ", run.end - 1, " onto others of sequence ", seq));
             }
         }
         if (Status bad = check_own_cells(box, seq, begin, end, "seq_add"); !bad.ok()) {

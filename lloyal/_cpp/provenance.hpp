@@ -7,13 +7,13 @@
 
 namespace lloyal {
 
-using Pos   = int32_t;
+using Pos = int32_t;
 using SeqId = int32_t;
 
 // The rows at positions [begin, end); the row at `p` has the id (epoch, first + (p - begin)).
 struct Run {
-    Pos      begin;
-    Pos      end;
+    Pos begin;
+    Pos end;
     uint64_t epoch; // random per context, so that ids read from a file never clash with fresh ones
     uint64_t first;
 
@@ -33,8 +33,8 @@ class Runs {
     void clear() { runs_.clear(); }
 
     bool empty() const { return runs_.empty(); }
-    Pos  begin() const { return runs_.empty() ? 0 : runs_.front().begin; }
-    Pos  end() const { return runs_.empty() ? 0 : runs_.back().end; }
+    Pos begin() const { return runs_.empty() ? 0 : runs_.front().begin; }
+    Pos end() const { return runs_.empty() ? 0 : runs_.back().end; }
     bool overlaps(Pos begin, Pos end) const;
     int64_t size() const; // rows
 
@@ -55,9 +55,9 @@ class Provenance {
     Provenance(uint64_t epoch, int32_t n_seq_max) : epoch_(epoch), seqs_(n_seq_max), writers_(n_seq_max) {}
 
     const Runs & of(SeqId seq) const { return seqs_[seq]; }
-    Runs &       of(SeqId seq) { return seqs_[seq]; }
-    uint64_t     epoch() const { return epoch_; }
-    int32_t      n_seq_max() const { return int32_t(seqs_.size()); }
+    Runs & of(SeqId seq) { return seqs_[seq]; }
+    uint64_t epoch() const { return epoch_; }
+    int32_t n_seq_max() const { return int32_t(seqs_.size()); }
 
     // A fresh row of `seq` at `pos`; rows that one sequence writes one after another get consecutive ids.
     Run write(SeqId seq, Pos pos);
@@ -75,10 +75,10 @@ class Provenance {
         uint64_t last = 0;
     };
 
-    uint64_t            epoch_;
-    std::vector<Runs>   seqs_;
+    uint64_t epoch_;
+    std::vector<Runs> seqs_;
     std::vector<Writer> writers_;
-    uint64_t            n_blocks_ = 0;
+    uint64_t n_blocks_ = 0;
 };
 
 uint64_t random_epoch();

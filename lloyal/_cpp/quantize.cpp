@@ -24,7 +24,7 @@ struct GgufFile {
 
     explicit GgufFile(const std::string & path) {
         ggml_context * context = nullptr;
-        meta.reset(gguf_init_from_file(path.c_str(), {/*.no_alloc =*/ true, /*.ctx =*/ &context}));
+        meta.reset(gguf_init_from_file(path.c_str(), {/*.no_alloc =*/true, /*.ctx =*/&context}));
         tensors.reset(context);
     }
     const ggml_tensor * find(const char * name) const { return ggml_get_tensor(tensors.get(), name); }
@@ -41,8 +41,9 @@ Status check_named(const ggml_tensor & tensor, ggml_type type, const QuantizeInp
         return {};
     }
     if (tensor.ne[0] % ggml_blck_size(type) != 0) {
-        return Status(Code::invalid_argument, text("type ", ggml_type_name(type), " needs rows of a multiple of ",
-                                                   ggml_blck_size(type), " values, ", tensor.name, " has ", tensor.ne[0]));
+        return Status(Code::invalid_argument,
+                      text("type ", ggml_type_name(type), " needs rows of a multiple of ", ggml_blck_size(type),
+                           " values, ", tensor.name, " has ", tensor.ne[0]));
     }
     if (dry_run || !ggml_quantize_requires_imatrix(type)) {
         return {};
@@ -50,9 +51,10 @@ Status check_named(const ggml_tensor & tensor, ggml_type type, const QuantizeInp
     const bool covered = std::any_of(inputs.imatrix.begin(), inputs.imatrix.end(), [&](const Importance & entry) {
         return entry.name == tensor.name && entry.values.size() == size_t(tensor.ne[0] * tensor.ne[2]);
     });
-    return covered ? Status()
-                   : Status(Code::invalid_argument, text("type ", ggml_type_name(type), " needs an importance matrix with ",
-                                                         tensor.ne[0] * tensor.ne[2], " values for ", tensor.name));
+    return covered
+               ? Status()
+               : Status(Code::invalid_argument, text("type ", ggml_type_name(type), " needs an importance matrix with ",
+                                                     tensor.ne[0] * tensor.ne[2], " values for ", tensor.name));
 }
 
 Status check_sources(const std::vector<std::string> & files, const llama_model_quantize_params & params,
@@ -86,7 +88,8 @@ Status check_sources(const std::vector<std::string> & files, const llama_model_q
         for (const auto & [name, types] : named) {
             const ggml_tensor * tensor = file.find(name);
             for (const ggml_type type : *types) {
-                if (Status status = tensor ? check_named(*tensor, type, inputs, params.dry_run) : Status(); !status.ok()) {
+                if (Status status = tensor ? check_named(*tensor, type, inputs, params.dry_run) : Status();
+                    !status.ok()) {
                     return status;
                 }
             }
@@ -99,9 +102,12 @@ Status check_sources(const std::vector<std::string> & files, const llama_model_q
 
 bool can_quantize_to(ggml_type type) {
     switch (type) {
-        case GGML_TYPE_F32: case GGML_TYPE_F16: case GGML_TYPE_BF16:
+        case GGML_TYPE_F32:
+        case GGML_TYPE_F16:
+        case GGML_TYPE_BF16:
             return true;
-        case GGML_TYPE_Q8_1: case GGML_TYPE_Q8_K: // what products are computed in, not stored
+        case GGML_TYPE_Q8_1:
+        case GGML_TYPE_Q8_K: // what products are computed in, not stored
             return false;
         default:
             return type < GGML_TYPE_COUNT && ggml_is_quantized(type);
@@ -125,7 +131,8 @@ Status split_files(const std::string & path, std::vector<std::string> & out) noe
         }
         std::vector<char> buffer(path.size() + 64);
         if (llama_split_prefix(buffer.data(), buffer.size(), path.c_str(), 0, count) == 0) {
-            return Status(Code::load_failed, text(path, " is one of ", count, " parts, but not named like the first of them"));
+            return Status(Code::load_failed,
+                          text(path, " is one of ", count, " parts, but not named like the first of them"));
         }
         const std::string prefix = buffer.data();
         out.clear();

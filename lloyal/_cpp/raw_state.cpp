@@ -20,7 +20,7 @@ namespace {
 
 constexpr uint32_t KNOWN_FLAGS = LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY | LLAMA_STATE_SEQ_FLAGS_ON_DEVICE;
 constexpr uint32_t BLOB_MAGIC = 0xaf143cd8;
-constexpr size_t   BLOB_HEADER = 8; // the magic, i32 source sequence
+constexpr size_t BLOB_HEADER = 8; // the magic, i32 source sequence
 
 bool on_device(uint32_t flags) {
     return (flags & LLAMA_STATE_SEQ_FLAGS_ON_DEVICE) != 0;
@@ -57,14 +57,15 @@ Status check_device(const ContextBox & box, uint32_t flags) {
     for (const auto & [buft, bytes] : box.ptr->get_memory()->memory_breakdown()) {
         ggml_backend_dev_t device = ggml_backend_buft_get_device(buft);
         if (device && ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_META) {
-            return Status(Code::unsupported, "LLAMA_STATE_SEQ_FLAGS_ON_DEVICE does not work with split_mode=\"tensor\"");
+            return Status(Code::unsupported,
+                          "LLAMA_STATE_SEQ_FLAGS_ON_DEVICE does not work with split_mode=\"tensor\"");
         }
     }
     return {};
 }
 
 struct BufferNeed {
-    size_t bytes  = 0;
+    size_t bytes = 0;
     size_t padded = 0;
 };
 
@@ -87,9 +88,8 @@ Status probe_device(const std::map<ggml_backend_buffer_type_t, BufferNeed> & nee
     for (const auto & [buft, n] : need) {
         const size_t most = ggml_backend_buft_get_max_size(buft);
         if (n.padded > most) {
-            return Status(Code::unsupported,
-                          text("the state needs one buffer of ", n.padded, " bytes, ", ggml_backend_buft_name(buft),
-                               " allows ", most));
+            return Status(Code::unsupported, text("the state needs one buffer of ", n.padded, " bytes, ",
+                                                  ggml_backend_buft_name(buft), " allows ", most));
         }
         ggml_backend_buffer_t buffer = ggml_backend_buft_alloc_buffer(buft, n.padded);
         if (!buffer) {
@@ -110,7 +110,8 @@ Status check_pending(const ContextBox & box) {
             for (const llama_seq_id seq : cell.seq_id) {
                 const uint32_t pending = recurrent->rs_idx[size_t(seq)];
                 if (any && pending != first) {
-                    return Status(Code::unsupported, text("sequence ", seq, " shares its state with another and has a "
+                    return Status(Code::unsupported, text("sequence ", seq,
+                                                          " shares its state with another and has a "
                                                           "rollback pending: decode a token first"));
                 }
                 first = pending;
@@ -243,27 +244,30 @@ Status state_seq_get_size(ContextBox & box, SeqId seq, uint32_t flags, size_t & 
         }
         size = llama_state_seq_get_size_ext(box.ptr, seq, flags);
         if (size == 0) {
-            return Status(Code::state_mismatch, text("llama.cpp could not size the state of sequence ", seq, ": ", log_last()));
+            return Status(Code::state_mismatch,
+                          text("llama.cpp could not size the state of sequence ", seq, ": ", log_last()));
         }
         size += on_device(flags) ? DEVICE_TRAILER : 0;
         return {};
     });
 }
 
-Status state_seq_get_data(ContextBox & box, uint8_t * out, size_t size, SeqId seq, uint32_t flags, size_t & written) noexcept {
+Status state_seq_get_data(ContextBox & box, uint8_t * out, size_t size, SeqId seq, uint32_t flags,
+                          size_t & written) noexcept {
     return guarded(Code::state_mismatch, [&]() -> Status {
         size_t need_size = 0;
         if (Status bad = state_seq_get_size(box, seq, flags, need_size); !bad.ok()) {
             return bad;
         }
         if (size < need_size) {
-            return Status(Code::invalid_argument, text("the buffer has ", size, " bytes, the state of sequence ", seq,
-                                                       " takes ", need_size));
+            return Status(Code::invalid_argument,
+                          text("the buffer has ", size, " bytes, the state of sequence ", seq, " takes ", need_size));
         }
         log_mark();
         if (!on_device(flags)) {
             written = llama_state_seq_get_data_ext(box.ptr, out, size, seq, flags);
-            return written ? Status() : Status(Code::state_mismatch, "llama.cpp could not write the state: " + log_last());
+            return written ? Status()
+                           : Status(Code::state_mismatch, "llama.cpp could not write the state: " + log_last());
         }
         llama_synchronize(box.ptr);
         const auto need = device_need(box, seq, flags);
@@ -275,9 +279,10 @@ Status state_seq_get_data(ContextBox & box, uint8_t * out, size_t size, SeqId se
         RawDeviceState & slot = box.raw_states.slots[seq];
         if (slot.save_number != 0 && slot.tensor_bytes == total.bytes) {
             if (total.padded > slot.padded_bytes) {
-                return Status(Code::unsupported,
-                              text("llama.cpp would put these cell ranges into the buffer of the last save of sequence ",
-                                   seq, ", which is too small for their padding, and abort: use ctx.checkpoint()"));
+                return Status(
+                    Code::unsupported,
+                    text("llama.cpp would put these cell ranges into the buffer of the last save of sequence ", seq,
+                         ", which is too small for their padding, and abort: use ctx.checkpoint()"));
             }
         } else {
             if (Status bad = probe_device(need); !bad.ok()) {
@@ -331,12 +336,14 @@ Status state_seq_set_data(ContextBox & box, const uint8_t * data, size_t size, S
             std::memcpy(&source, data + 4, sizeof source);
             const auto found = box.raw_states.slots.find(source);
             if (found == box.raw_states.slots.end()) {
-                return Status(Code::state_mismatch, text("sequence ", source, " was never saved on its device here: the bytes "
+                return Status(Code::state_mismatch, text("sequence ", source,
+                                                         " was never saved on its device here: the bytes "
                                                          "of this device state were changed"));
             }
             if (found->second.save_number != trailer.save_number) {
                 return Status(Code::stale_checkpoint,
-                              text("this device state is stale: sequence ", source, " was saved again since, and "
+                              text("this device state is stale: sequence ", source,
+                                   " was saved again since, and "
                                    "llama.cpp keeps one per sequence (ctx.checkpoint() keeps any number)"));
             }
             const RawDeviceState & slot = found->second;
@@ -351,8 +358,9 @@ Status state_seq_set_data(ContextBox & box, const uint8_t * data, size_t size, S
         }
         const bool partial = leaves_out(box.map, flags);
         if (partial && rows && !(box.provenance.of(dest).slice(0, rows->end()) == *rows)) {
-            return Status(Code::stale_checkpoint,
-                          text("sequence ", dest, " does not hold the rows this partial state continues: restore a full state"));
+            return Status(
+                Code::stale_checkpoint,
+                text("sequence ", dest, " does not hold the rows this partial state continues: restore a full state"));
         }
         box.drop_outputs();
         if (!partial) {
@@ -361,8 +369,8 @@ Status state_seq_set_data(ContextBox & box, const uint8_t * data, size_t size, S
         if (rows) {
             if (llama_state_seq_set_data_ext(box.ptr, data, native, dest, flags) == 0) {
                 make_empty(box, dest);
-                return Status(Code::state_mismatch, text("llama.cpp refused the state: ", log_last(), "; sequence ", dest,
-                                                         " is now empty"));
+                return Status(Code::state_mismatch,
+                              text("llama.cpp refused the state: ", log_last(), "; sequence ", dest, " is now empty"));
             }
             read = size;
         } else {

@@ -25,22 +25,23 @@ constexpr size_t DEVICE_TRAILER = sizeof(DeviceTrailer);
 
 // What the slot of one sequence holds now.
 struct RawDeviceState {
-    uint64_t             save_number = 0; // 0: a save failed half way, nothing there can be trusted
-    uint32_t             flags = 0;
-    std::vector<uint8_t> blob;            // the metadata llama.cpp wrote: any other bytes would make it abort
-    Runs                 rows;            // provenance at the time of the save
-    size_t               padded_bytes = 0; // tensor bytes with the padding the slot's buffer was made for
-    size_t               tensor_bytes = 0;
+    uint64_t save_number = 0; // 0: a save failed half way, nothing there can be trusted
+    uint32_t flags = 0;
+    std::vector<uint8_t> blob; // the metadata llama.cpp wrote: any other bytes would make it abort
+    Runs rows;                 // provenance at the time of the save
+    size_t padded_bytes = 0;   // tensor bytes with the padding the slot's buffer was made for
+    size_t tensor_bytes = 0;
 };
 
 struct RawDeviceStates {
     std::map<SeqId, RawDeviceState> slots;
-    uint64_t                        n_saves = 0;
+    uint64_t n_saves = 0;
 };
 
 Status state_seq_get_size(ContextBox & box, SeqId seq, uint32_t flags, size_t & size) noexcept;
 // `size` must be what state_seq_get_size says now, or more; `written` is what was used of it.
-Status state_seq_get_data(ContextBox & box, uint8_t * out, size_t size, SeqId seq, uint32_t flags, size_t & written) noexcept;
+Status state_seq_get_data(ContextBox & box, uint8_t * out, size_t size, SeqId seq, uint32_t flags,
+                          size_t & written) noexcept;
 Status state_seq_set_data(ContextBox & box, const uint8_t * data, size_t size, SeqId dest, uint32_t flags,
                           size_t & read) noexcept;
 

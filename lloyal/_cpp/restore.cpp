@@ -14,7 +14,7 @@ namespace {
 class ScriptedReader : public llama_io_read_i {
   public:
     std::vector<uint8_t> script;
-    std::vector<Slice>   targets;
+    std::vector<Slice> targets;
 
     void read(void * dst, size_t size) override {
         if (size > script.size() - pos_) {
@@ -29,7 +29,7 @@ class ScriptedReader : public llama_io_read_i {
         }
     }
     size_t n_bytes() override { return pos_; }
-    bool   done() const { return pos_ == script.size(); }
+    bool done() const { return pos_ == script.size(); }
 
     template <typename T> void put(const T & value) {
         const auto * bytes = reinterpret_cast<const uint8_t *>(&value);
@@ -41,7 +41,8 @@ class ScriptedReader : public llama_io_read_i {
 };
 
 // The state of one sequence's rows as llama.cpp's cache reads it.
-void script_rows(ScriptedReader & reader, const KvLayout & layout, const Runs & rows, const std::vector<Segment> & segments) {
+void script_rows(ScriptedReader & reader, const KvLayout & layout, const Runs & rows,
+                 const std::vector<Segment> & segments) {
     const uint32_t n = uint32_t(rows.size());
     reader.script.reserve(16 + size_t(n) * (layout.has_ext ? 24 : 12) + layout.header.size());
     reader.put(layout.n_stream);
@@ -72,8 +73,8 @@ void script_rows(ScriptedReader & reader, const KvLayout & layout, const Runs & 
 }
 
 // Pair what llama.cpp asked to fill (rows in order, tensor by tensor) with where the rows lie.
-void copy_rows(CopyList & copies, const ScriptedReader & reader, const std::vector<RowTensor> & tensors, uint32_t n_rows,
-               const std::vector<Segment> & segments) {
+void copy_rows(CopyList & copies, const ScriptedReader & reader, const std::vector<RowTensor> & tensors,
+               uint32_t n_rows, const std::vector<Segment> & segments) {
     size_t next = 0;
     for (size_t t = 0; t < tensors.size(); ++t) {
         const RowTensor & tensor = tensors[t];
@@ -121,7 +122,8 @@ void copy_blob(CopyList & copies, const ScriptedReader & reader, const Blob & bl
             }
             const Blob::Piece & from = blob.pieces[piece];
             const size_t n = std::min(target.size - done, from.size - used);
-            copies.add({blob.buffers[from.buffer]->tensor(), from.offset + used, target.tensor, target.offset + done, n});
+            copies.add(
+                {blob.buffers[from.buffer]->tensor(), from.offset + used, target.tensor, target.offset + done, n});
             done += n;
             used += n;
             if (used == from.size) {
@@ -189,17 +191,17 @@ SeqId find_spare(const ContextBox & box, SeqId dest) {
 
 // A restore in the making: what is read where, and how it is swapped in.
 struct Restore {
-    ContextBox &      box;
+    ContextBox & box;
     CheckpointStore & store;
-    CheckpointBox &   ck;
-    SeqId             dest;
+    CheckpointBox & ck;
+    SeqId dest;
 
     SeqId source = -1; // the sequence whose rows [.., shared_end) are the checkpoint's own
-    Pos   shared_end = 0;
+    Pos shared_end = 0;
 
     struct KvRead {
-        size_t               cache;
-        Runs                 rows;
+        size_t cache;
+        Runs rows;
         std::vector<Segment> segments;
     };
     std::vector<KvRead> reads{};
@@ -374,9 +376,10 @@ Status restore_parts(Restore & restore) {
     restore.shared_end = 0;
     restore.plan(false);
     if (!restore.fits(true)) {
-        return Status(Code::cache_full,
-                      text("the state has ", restore.ck.rows.size(), " rows, and there are too few free cells even without "
-                           "what sequence ", dest, " holds: free another sequence, or raise n_ctx"));
+        return Status(Code::cache_full, text("the state has ", restore.ck.rows.size(),
+                                             " rows, and there are too few free cells even without "
+                                             "what sequence ",
+                                             dest, " holds: free another sequence, or raise n_ctx"));
     }
     if (Status status = read_or_empty([&] { restore.read_into(dest); }); !status.ok()) {
         return status;
@@ -495,9 +498,9 @@ Status check_lease(const CheckpointBox & ck) {
     if (ck.context->provenance.of(ck.lease) == ck.rows) {
         return {};
     }
-    return Status(Code::stale_checkpoint,
-                  text("the cells of this checkpoint (sequence ", ck.lease, ") were changed: the memory was cleared or "
-                       "restored as a whole"));
+    return Status(Code::stale_checkpoint, text("the cells of this checkpoint (sequence ", ck.lease,
+                                               ") were changed: the memory was cleared or "
+                                               "restored as a whole"));
 }
 
 Status checkpoint_restore(CheckpointBox & ck, ContextBox & box, SeqId dest) noexcept {
@@ -517,7 +520,8 @@ Status checkpoint_restore(CheckpointBox & ck, ContextBox & box, SeqId dest) noex
         }
         const bool elsewhere = ck.context.get() != &box;
         if (elsewhere && ck.where == Where::cells) {
-            return Status(Code::unsupported, "where=\"cells\" lives in the cache of its own context: take it with where=\"device\"");
+            return Status(Code::unsupported,
+                          "where=\"cells\" lives in the cache of its own context: take it with where=\"device\"");
         }
         llama_synchronize(box.ptr);
         CheckpointStore & store = store_of(box);
@@ -526,12 +530,15 @@ Status checkpoint_restore(CheckpointBox & ck, ContextBox & box, SeqId dest) noex
             forget_sequence(box, dest);
             return {};
         }
-        const bool needs_prefix = ck.partial && ck.where != Where::cells && !ck.whole && box.map.kind != MemoryKind::recurrent;
+        const bool needs_prefix =
+            ck.partial && ck.where != Where::cells && !ck.whole && box.map.kind != MemoryKind::recurrent;
         // Exactly these rows: others in between would stay, and be attended to.
         if (needs_prefix && !(box.provenance.of(dest).slice(0, ck.rows.end()) == ck.rows)) {
             return Status(Code::stale_checkpoint,
-                          text("a partial checkpoint needs the rows it was taken on: sequence ", dest, " no longer holds "
-                               "the same rows up to position ", ck.pos_max));
+                          text("a partial checkpoint needs the rows it was taken on: sequence ", dest,
+                               " no longer holds "
+                               "the same rows up to position ",
+                               ck.pos_max));
         }
         const Status status = restore_rows(box, store, ck, dest);
         if (status.ok()) {

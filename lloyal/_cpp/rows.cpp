@@ -11,12 +11,12 @@ constexpr size_t BLOCK = 1024; // the index is searched in the block that holds 
 
 struct BlockMax {
     float value;
-    bool  finite;
+    bool finite;
 };
 
 BlockMax block_max(const float * row, size_t n) {
     float top[LANES];
-    int   bad[LANES] = {};
+    int bad[LANES] = {};
     std::fill(top, top + LANES, -INFINITY);
     size_t i = 0;
     for (; i + LANES <= n; i += LANES) {

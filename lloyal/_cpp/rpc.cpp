@@ -10,11 +10,11 @@
 namespace lloyal {
 namespace {
 
-using AddServer   = ggml_backend_reg_t (*)(const char * endpoint);
+using AddServer = ggml_backend_reg_t (*)(const char * endpoint);
 using StartServer = void (*)(const char * endpoint, const char * cache_dir, size_t n_threads, size_t n_devices,
                              ggml_backend_dev_t * devices);
 
-std::mutex                                          mutex;
+std::mutex mutex;
 std::map<std::string, std::weak_ptr<RpcConnection>> connections;
 
 // By name, so that it is found whether the RPC back end is linked in or a plug-in.
@@ -54,7 +54,8 @@ Status rpc_devices(const std::string & endpoint, std::vector<ggml_backend_dev_t>
         for (size_t i = 0; reg && i < ggml_backend_reg_dev_count(reg); ++i) {
             out.push_back(ggml_backend_reg_dev_get(reg, i));
         }
-        return out.empty() ? Status(Code::load_failed, text("the RPC server at ", endpoint, " has no devices")) : Status();
+        return out.empty() ? Status(Code::load_failed, text("the RPC server at ", endpoint, " has no devices"))
+                           : Status();
     });
 }
 

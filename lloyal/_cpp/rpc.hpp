@@ -18,7 +18,7 @@
 namespace lloyal {
 
 struct RpcConnection {
-    std::string    endpoint;
+    std::string endpoint;
     ggml_backend_t backend; // what keeps llama.cpp's socket open
 
     RpcConnection(std::string where, ggml_backend_t opened);

@@ -18,7 +18,7 @@ constexpr int32_t MAX_CHAIN_DEPTH = 16; // llama.cpp walks nested chains by recu
 
 // llama.cpp searches all text for a grammar's trigger with std::regex, which may recurse at every character through every
 // part of the pattern. Measured at 1 kB per character for a pattern of 35.
-constexpr size_t STACK_PER_STEP   = 128;
+constexpr size_t STACK_PER_STEP = 128;
 constexpr size_t MAX_SEARCH_STACK = size_t(1) << 30;
 
 Status refused(std::string message) {
@@ -45,7 +45,8 @@ Status check_chain(SamplerBox & box, bool changes) {
         return refused(text("this is a ", llama_sampler_name(box.ptr), " sampler, not a chain"));
     }
     if (changes && box.was_attached) {
-        return refused("a context runs this chain on its back end, it cannot change now: ctx.set_sampler(seq_id, None) first");
+        return refused(
+            "a context runs this chain on its back end, it cannot change now: ctx.set_sampler(seq_id, None) first");
     }
     return {};
 }
@@ -99,7 +100,8 @@ Status accept_with_trigger(SamplerBox & box, llama_token token, size_t search_st
         if (Status status = load_native(box.ptr, before.data(), before.size()); !status.ok()) {
             return status;
         }
-        return refused("the text after the grammar's trigger does not match the grammar (" + named(grammar_phase(box.grammars[0]).vocab, token) + "): " + reason);
+        return refused("the text after the grammar's trigger does not match the grammar (" +
+                       named(grammar_phase(box.grammars[0]).vocab, token) + "): " + reason);
     }
 }
 
@@ -138,7 +140,8 @@ Status check_alive(const SamplerBox & box) {
 }
 
 Status ruled_out() {
-    return refused("no token is left: grammars and biases rule out all, or all that were left to the sampler that picks");
+    return refused(
+        "no token is left: grammars and biases rule out all, or all that were left to the sampler that picks");
 }
 
 // Let the chain pick among candidates, and accept the token.
@@ -148,7 +151,8 @@ Status pick(SamplerBox & box, llama_token_data_array array, llama_token & out) {
     }
     llama_sampler_apply(box.ptr, &array);
     if (array.selected < 0 || size_t(array.selected) >= array.size) {
-        return refused(text("the ", llama_sampler_name(box.ptr), " picks no token: end the chain with greedy, dist, "
+        return refused(text("the ", llama_sampler_name(box.ptr),
+                            " picks no token: end the chain with greedy, dist, "
                             "mirostat, mirostat_v2 or adaptive_p"));
     }
     const llama_token_data & picked = array.data[array.selected];
@@ -160,9 +164,9 @@ Status pick(SamplerBox & box, llama_token_data_array array, llama_token & out) {
 }
 
 Status check_vocab(const SamplerBox & box, int32_t n_vocab) {
-    return box.n_vocab == 0 || n_vocab <= box.n_vocab
-        ? Status()
-        : refused(text("the sampler was made for a vocabulary of ", box.n_vocab, ", these logits are of ", n_vocab));
+    return box.n_vocab == 0 || n_vocab <= box.n_vocab ? Status()
+                                                      : refused(text("the sampler was made for a vocabulary of ",
+                                                                     box.n_vocab, ", these logits are of ", n_vocab));
 }
 
 Status not_finite(const char * what) {
@@ -264,7 +268,8 @@ Status sampler_apply(SamplerBox & box, llama_token_data_array & array) noexcept 
     return guarded(Code::invalid_argument, [&]() -> Status {
         settle(box);
         if (box.was_attached) {
-            return refused("a context runs this chain on its back end, where llama.cpp would skip it here: apply a clone()");
+            return refused(
+                "a context runs this chain on its back end, where llama.cpp would skip it here: apply a clone()");
         }
         if (array.size == 0) {
             return refused("there are no candidates");
@@ -317,7 +322,8 @@ Status sampler_copy(SamplerBox & from, SamplerBox & to) noexcept {
         settle(from);
         settle(to);
         if (sampler_config(from.ptr) != sampler_config(to.ptr)) {
-            return refused(text("the state of a ", llama_sampler_name(from.ptr), " can only be copied to one with the same "
+            return refused(text("the state of a ", llama_sampler_name(from.ptr),
+                                " can only be copied to one with the same "
                                 "samplers and parameters"));
         }
         copy_native(from.ptr, to.ptr);
@@ -338,7 +344,8 @@ Status sampler_set_state(SamplerBox & box, const uint8_t * data, size_t size) no
     return guarded(Code::state_mismatch, [&]() -> Status {
         settle(box);
         // Read into a copy first: a damaged state must not leave half of itself behind.
-        const std::unique_ptr<llama_sampler, decltype(&llama_sampler_free)> trial(clone_native(box.ptr), llama_sampler_free);
+        const std::unique_ptr<llama_sampler, decltype(&llama_sampler_free)> trial(clone_native(box.ptr),
+                                                                                  llama_sampler_free);
         if (Status status = load_native(trial.get(), data, size); !status.ok()) {
             return status;
         }

@@ -14,7 +14,7 @@
 namespace lloyal {
 
 struct SamplerBox {
-    llama_sampler *          ptr = nullptr;
+    llama_sampler * ptr = nullptr;
     std::vector<ModelHandle> models; // grammar and infill samplers read the vocabulary
 
     std::atomic<bool> busy{false};
@@ -22,12 +22,12 @@ struct SamplerBox {
     // The context whose back end runs the first samplers of this chain. llama.cpp can attach a chain once and leaves
     // those samplers out when it is applied elsewhere, so a chain that was let go is exchanged for a clone of itself.
     std::weak_ptr<ContextBox> attached;
-    bool                      was_attached = false;
+    bool was_attached = false;
 
     // Found once, again after every change of the chain.
     std::vector<llama_sampler *> grammars;
-    int32_t                      n_vocab = 0;     // token ids must be below; 0: any
-    bool                         greedy  = false; // only ever takes the largest logit
+    int32_t n_vocab = 0; // token ids must be below; 0: any
+    bool greedy = false; // only ever takes the largest logit
 
     std::vector<llama_token_data> candidates; // scratch
 

@@ -11,7 +11,7 @@ namespace {
 
 // llama.cpp tries a chain out on this many candidates in a graph of 2048 tensors before it attaches it.
 constexpr int32_t MAX_CANDIDATES = 128 * 1024;
-constexpr int32_t MAX_SAMPLERS   = 32;
+constexpr int32_t MAX_SAMPLERS = 32;
 
 Status refused(std::string message) {
     return Status(Code::invalid_argument, std::move(message));
@@ -20,7 +20,8 @@ Status refused(std::string message) {
 // Everything about a chain that makes llama.cpp abort, or sample something else, once it runs on a back end.
 Status check_attachable(const ContextBox & context, SamplerBox & box) {
     if (sampler_type(box.ptr) != SamplerType::chain) {
-        return refused(text("a ", llama_sampler_name(box.ptr), " sampler cannot run on a back end alone: put it into a chain"));
+        return refused(
+            text("a ", llama_sampler_name(box.ptr), " sampler cannot run on a back end alone: put it into a chain"));
     }
     const int32_t n = llama_sampler_chain_n(box.ptr);
     if (n == 0 || n > MAX_SAMPLERS) {
@@ -48,8 +49,10 @@ Status check_attachable(const ContextBox & context, SamplerBox & box) {
                                 std::min(n_left, MAX_CANDIDATES), ", the candidates it gets"));
         }
         if (!ordered && (type == SamplerType::greedy || type == SamplerType::logit_bias)) {
-            return refused(text("on a back end ", name, " takes candidate i for token i, which top_k, top_p and temp(0) "
-                                "before it make wrong: put it before them", type == SamplerType::greedy ? ", or use llama_dist" : ""));
+            return refused(text("on a back end ", name,
+                                " takes candidate i for token i, which top_k, top_p and temp(0) "
+                                "before it make wrong: put it before them",
+                                type == SamplerType::greedy ? ", or use llama_dist" : ""));
         }
         if (n_left == 1 && type == SamplerType::temp_ext) {
             return refused("on a back end temp_ext needs more than one candidate");
@@ -152,13 +155,16 @@ Status backend_sample(const SamplerBox & sampler, ContextBox & context, int32_t 
         const SeqId seq = output_seq(context, row);
         const auto found = context.samplers.find(seq);
         if (found != context.samplers.end() && found->second.get() != &sampler) {
-            return refused(text("output ", i, " was sampled on the back end by the chain of sequence ", seq, ": go on with that one"));
+            return refused(text("output ", i, " was sampled on the back end by the chain of sequence ", seq,
+                                ": go on with that one"));
         }
         if (found == context.samplers.end()) {
             out = {};
-            return sampler.was_attached ? refused(text("this chain runs on the back end for another sequence than that of "
-                                                       "output ", i, ": use a clone()"))
-                                        : Status();
+            return sampler.was_attached
+                       ? refused(text("this chain runs on the back end for another sequence than that of "
+                                      "output ",
+                                      i, ": use a clone()"))
+                       : Status();
         }
         return backend_output(context, i, out);
     });

@@ -10,11 +10,11 @@ Status context_set_sampler(const ContextHandle & context, SeqId seq, const Sampl
 
 // What the back end left for one output. Pointers into the context, valid until its next decode.
 struct BackendSample {
-    llama_token         token  = LLAMA_TOKEN_NULL; // LLAMA_TOKEN_NULL: the chain does not pick there
-    const llama_token * ids    = nullptr;
-    const float *       logits = nullptr;
-    const float *       probs  = nullptr;
-    size_t              n      = 0; // of the three
+    llama_token token = LLAMA_TOKEN_NULL; // LLAMA_TOKEN_NULL: the chain does not pick there
+    const llama_token * ids = nullptr;
+    const float * logits = nullptr;
+    const float * probs = nullptr;
+    size_t n = 0; // of the three
 };
 
 // The sample of output `i`; without one for a sequence that has no chain attached.

@@ -21,8 +21,8 @@ std::vector<const char *> pointers(const std::vector<std::string> & strings) {
 // Samplers that read tokens as text ask the tokenizer; llama.cpp aborts without one.
 Status check_tokenizer(const llama_vocab * vocab) {
     return llama_vocab_type(vocab) == LLAMA_VOCAB_TYPE_NONE
-        ? Status(Code::unsupported, "this model has no tokenizer (tokenizer.ggml.model is \"none\")")
-        : Status();
+               ? Status(Code::unsupported, "this model has no tokenizer (tokenizer.ggml.model is \"none\")")
+               : Status();
 }
 
 Status take(llama_sampler * sampler, std::vector<ModelHandle> models, SamplerHandle & out) {
@@ -36,7 +36,8 @@ Status check_pattern(const std::string & pattern) {
         const std::regex regex(pattern);
         return {};
     } catch (const std::regex_error & e) {
-        return Status(Code::invalid_argument, text("trigger pattern '", pattern, "' is no regular expression: ", e.what()));
+        return Status(Code::invalid_argument,
+                      text("trigger pattern '", pattern, "' is no regular expression: ", e.what()));
     }
 }
 
@@ -71,7 +72,8 @@ Status grammar_init(const ModelHandle & model, const std::string & grammar, cons
     });
 }
 
-Status penalties_init(int32_t n_vocab, int32_t last_n, float repeat, float freq, float present, SamplerHandle & out) noexcept {
+Status penalties_init(int32_t n_vocab, int32_t last_n, float repeat, float freq, float present,
+                      SamplerHandle & out) noexcept {
     return guarded(Code::invalid_argument, [&]() -> Status {
         return take(llama_sampler_init_penalties(n_vocab, last_n, repeat, freq, present), {}, out);
     });
@@ -85,7 +87,8 @@ Status dry_init(const ModelHandle & model, float multiplier, float base, int32_t
             return status;
         }
         std::vector<const char *> list = pointers(breakers);
-        return take(llama_sampler_init_dry(vocab, multiplier, base, allowed_length, last_n, list.data(), list.size()), {model}, out);
+        return take(llama_sampler_init_dry(vocab, multiplier, base, allowed_length, last_n, list.data(), list.size()),
+                    {model}, out);
     });
 }
 
@@ -96,7 +99,8 @@ Status infill_init(const ModelHandle & model, SamplerHandle & out) noexcept {
             return status;
         }
         if (llama_vocab_eot(vocab) == LLAMA_TOKEN_NULL && llama_vocab_eos(vocab) == LLAMA_TOKEN_NULL) {
-            return Status(Code::unsupported, "infill ends a text with the EOT or EOS token, and this vocabulary has neither");
+            return Status(Code::unsupported,
+                          "infill ends a text with the EOT or EOS token, and this vocabulary has neither");
         }
         // llama.cpp has room for pieces of 512 bytes and fails to make more.
         int32_t longest = 512;

@@ -71,7 +71,7 @@ class Reader {
 
   private:
     const uint8_t * at_;
-    size_t          left_;
+    size_t left_;
 };
 
 // The generator of the C++ library as words. Their number depends on the library; a state from another one is refused.
@@ -380,7 +380,7 @@ void repair_copy(const llama_sampler * from, llama_sampler * to) {
 }
 
 constexpr uint32_t MAGIC = 0x53534c4c; // "LLSS"
-constexpr uint8_t  VERSION = 1;
+constexpr uint8_t VERSION = 1;
 
 } // namespace
 

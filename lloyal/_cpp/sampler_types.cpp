@@ -226,13 +226,27 @@ bool sampler_seed(const llama_sampler * sampler, uint32_t & seed) {
         const bool before = found;
         found = true;
         switch (sampler_type(leaf)) {
-            case SamplerType::dist:        seed = of<DistSampler>(leaf).seed_cur; break;
-            case SamplerType::llama_dist:  seed = of<llama_sampler_dist>(leaf).seed_cur; break;
-            case SamplerType::xtc:         seed = of<llama_sampler_xtc>(leaf).seed_cur; break;
-            case SamplerType::mirostat:    seed = of<llama_sampler_mirostat>(leaf).seed_cur; break;
-            case SamplerType::mirostat_v2: seed = of<llama_sampler_mirostat_v2>(leaf).seed_cur; break;
-            case SamplerType::adaptive_p:  seed = of<llama_sampler_adaptive_p>(leaf).seed_cur; break;
-            default:                       found = before; break;
+            case SamplerType::dist:
+                seed = of<DistSampler>(leaf).seed_cur;
+                break;
+            case SamplerType::llama_dist:
+                seed = of<llama_sampler_dist>(leaf).seed_cur;
+                break;
+            case SamplerType::xtc:
+                seed = of<llama_sampler_xtc>(leaf).seed_cur;
+                break;
+            case SamplerType::mirostat:
+                seed = of<llama_sampler_mirostat>(leaf).seed_cur;
+                break;
+            case SamplerType::mirostat_v2:
+                seed = of<llama_sampler_mirostat_v2>(leaf).seed_cur;
+                break;
+            case SamplerType::adaptive_p:
+                seed = of<llama_sampler_adaptive_p>(leaf).seed_cur;
+                break;
+            default:
+                found = before;
+                break;
         }
     }
     return found;
@@ -241,9 +255,14 @@ bool sampler_seed(const llama_sampler * sampler, uint32_t & seed) {
 int32_t sampler_n_vocab(const llama_sampler * sampler) {
     const llama_vocab * vocab = nullptr;
     switch (sampler_type(sampler)) {
-        case SamplerType::grammar: vocab = of<llama_sampler_grammar>(sampler).vocab; break;
-        case SamplerType::infill:  vocab = of<llama_sampler_infill>(sampler).vocab; break;
-        default:                   break;
+        case SamplerType::grammar:
+            vocab = of<llama_sampler_grammar>(sampler).vocab;
+            break;
+        case SamplerType::infill:
+            vocab = of<llama_sampler_infill>(sampler).vocab;
+            break;
+        default:
+            break;
     }
     return vocab ? llama_vocab_n_tokens(vocab) : 0;
 }
@@ -268,9 +287,14 @@ BackendEffect sampler_backend_effect(const llama_sampler * sampler) {
             }
             break;
         }
-        case SamplerType::penalties:  effect.n_vocab = of<llama_sampler_penalties>(sampler).n_vocab; break;
-        case SamplerType::logit_bias: effect.n_vocab = of<llama_sampler_logit_bias>(sampler).n_vocab; break;
-        default:                      break;
+        case SamplerType::penalties:
+            effect.n_vocab = of<llama_sampler_penalties>(sampler).n_vocab;
+            break;
+        case SamplerType::logit_bias:
+            effect.n_vocab = of<llama_sampler_logit_bias>(sampler).n_vocab;
+            break;
+        default:
+            break;
     }
     return effect;
 }

@@ -53,9 +53,9 @@ int32_t sampler_n_vocab(const llama_sampler * sampler);
 
 // What a sampler that runs on a back end does to the candidates there.
 struct BackendEffect {
-    bool    keeps_order  = true; // candidate i is still token i
-    int32_t n_candidates = -1;   // how many are left, -1: as many as before
-    int32_t n_vocab      = 0;    // the vocabulary size it was made for, 0 if it does not care
+    bool keeps_order = true;   // candidate i is still token i
+    int32_t n_candidates = -1; // how many are left, -1: as many as before
+    int32_t n_vocab = 0;       // the vocabulary size it was made for, 0 if it does not care
 };
 BackendEffect sampler_backend_effect(const llama_sampler * sampler);
 
@@ -65,9 +65,9 @@ void infill_make_room(llama_sampler * sampler, size_t n_bytes);
 // A grammar: whether it still waits for its trigger, and whether nothing can follow any more (llama.cpp aborts then).
 struct GrammarPhase {
     const llama_vocab * vocab = nullptr;
-    bool   waiting         = false;
-    bool   dead            = false;
-    size_t n_buffered      = 0; // bytes of text in which it looks for its trigger patterns
+    bool waiting = false;
+    bool dead = false;
+    size_t n_buffered = 0; // bytes of text in which it looks for its trigger patterns
     size_t longest_pattern = 0;
 };
 GrammarPhase grammar_phase(const llama_sampler * sampler);

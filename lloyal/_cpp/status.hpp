@@ -31,15 +31,15 @@ enum class Code : int {
 };
 
 struct Status {
-    Code        code   = Code::ok;
-    int         native = 0; // llama.cpp's own return code, where there is one
+    Code code = Code::ok;
+    int native = 0; // llama.cpp's own return code, where there is one
     std::string message;
 
     Status() = default;
     Status(Code c, std::string m, int n = 0) : code(c), native(n), message(std::move(m)) {}
 
     bool ok() const { return code == Code::ok; }
-    int  value() const { return static_cast<int>(code); }
+    int value() const { return static_cast<int>(code); }
 };
 
 // llama.cpp throws through its C API in places; no exception may cross into Cython without becoming a Status.

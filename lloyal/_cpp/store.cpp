@@ -99,7 +99,7 @@ class Holders {
         for_each_chunk(ck, [this](const Chunk * chunk) { freed_ += --n_[chunk] == 0 ? chunk->bytes() : 0; });
         freed_ += blob_bytes(ck);
     }
-    void    start() { freed_ = 0; }
+    void start() { freed_ = 0; }
     int64_t freed() const { return freed_; }
 
   private:
@@ -118,7 +118,7 @@ class Holders {
     }
 
     std::map<const Chunk *, size_t> n_;
-    int64_t                         freed_ = 0;
+    int64_t freed_ = 0;
 };
 
 } // namespace
@@ -129,9 +129,7 @@ namespace {
 class Needed {
   public:
     explicit Needed(uint32_t n_rows) : rows_(n_rows) {}
-    void add(const Segment & segment) {
-        std::fill_n(rows_.begin() + segment.row, segment.n, true);
-    }
+    void add(const Segment & segment) { std::fill_n(rows_.begin() + segment.row, segment.n, true); }
     size_t n() const { return size_t(std::count(rows_.begin(), rows_.end(), true)); }
     // What a new chunk takes over, and by row of the old one its row there.
     Located located(const std::shared_ptr<const Chunk> & chunk, std::vector<uint32_t> & row_in_new) const {
@@ -159,19 +157,20 @@ class Needed {
 
 void CheckpointStore::repack(ContextBox & box, const CheckpointBox * taking) {
     struct Use {
-        size_t                       cache;
+        size_t cache;
         std::shared_ptr<const Chunk> chunk;
-        Needed                       needed;
-        bool                         read_now = false;
-        std::vector<uint32_t>        row_in_new{};
+        Needed needed;
+        bool read_now = false;
+        std::vector<uint32_t> row_in_new{};
         std::shared_ptr<const Chunk> fresh{};
     };
     std::map<const Chunk *, Use> uses;
     const auto needs = [&uses](const CheckpointBox & ck, bool read_now) {
         for (const CheckpointBox::Part & part : ck.parts) {
             for (const Segment & segment : part.segments()) {
-                Use & use = uses.try_emplace(segment.chunk.get(), Use{part.cache, segment.chunk, Needed(segment.chunk->n_rows)})
-                                .first->second;
+                Use & use =
+                    uses.try_emplace(segment.chunk.get(), Use{part.cache, segment.chunk, Needed(segment.chunk->n_rows)})
+                        .first->second;
                 use.needed.add(segment);
                 use.read_now = use.read_now || read_now;
             }
@@ -201,7 +200,8 @@ void CheckpointStore::repack(ContextBox & box, const CheckpointBox * taking) {
     for (auto & [use, chunk] : made) {
         ChunkIndex & index = chunks(use->cache, chunk->host);
         // One that was not found by its content before (it came from bytes) is not found now.
-        use->fresh = index.remove(use->chunk.get()) ? index.add(std::move(chunk)) : std::shared_ptr<const Chunk>(std::move(chunk));
+        use->fresh = index.remove(use->chunk.get()) ? index.add(std::move(chunk))
+                                                    : std::shared_ptr<const Chunk>(std::move(chunk));
     }
     // The short lists first: the longer ones go on from them.
     std::vector<CheckpointBox::Part *> parts;
@@ -248,7 +248,7 @@ Status CheckpointStore::make_room(size_t bytes, const CheckpointBox & taking) {
         return refused(": release some, or set evict=True");
     }
     struct Candidate {
-        CheckpointHandle             handle;
+        CheckpointHandle handle;
         std::unique_lock<std::mutex> lock;
     };
     std::vector<Candidate> candidates;
@@ -328,7 +328,8 @@ std::map<ggml_backend_buffer_type_t, size_t> CheckpointBox::buffers() const {
         const std::vector<RowTensor> & tensors = context->store->layouts[part.cache].streams[0];
         for (const Segment & segment : part.segments()) {
             for (size_t t = 0; t < tensors.size(); ++t) {
-                found[segment.chunk->buffers[segment.chunk->places[t].buffer]->buft()] += segment.n * tensors[t].row_bytes();
+                found[segment.chunk->buffers[segment.chunk->places[t].buffer]->buft()] +=
+                    segment.n * tensors[t].row_bytes();
             }
         }
     }

@@ -42,14 +42,16 @@ Status tokenize(const llama_vocab * vocab, const char * data, size_t size, bool 
             return bad;
         }
         if (size > size_t(INT32_MAX) - 1024) {
-            return Status(Code::invalid_argument, text("the text has ", size, " bytes, the tokenizer takes less than 2 GiB"));
+            return Status(Code::invalid_argument,
+                          text("the text has ", size, " bytes, the tokenizer takes less than 2 GiB"));
         }
         log_mark();
         try {
             const bool ok = fill(out, size + 8, [&](llama_token * tokens, int32_t n) {
                 return llama_tokenize(vocab, data, int32_t(size), tokens, n, add_special, parse_special);
             });
-            return ok ? Status() : Status(Code::invalid_argument, text("llama.cpp could not tokenize ", size, " bytes"));
+            return ok ? Status()
+                      : Status(Code::invalid_argument, text("llama.cpp could not tokenize ", size, " bytes"));
         } catch (const std::invalid_argument & e) {
             return Status(Code::invalid_argument, text("the text (", size, " bytes) is not UTF-8: ", e.what()));
         }
@@ -63,9 +65,11 @@ Status detokenize(const llama_vocab * vocab, const std::vector<llama_token> & to
             return bad;
         }
         const bool ok = fill(out, tokens.size() * 8 + 64, [&](char * buffer, int32_t n) {
-            return llama_detokenize(vocab, tokens.data(), int32_t(tokens.size()), buffer, n, remove_special, unparse_special);
+            return llama_detokenize(vocab, tokens.data(), int32_t(tokens.size()), buffer, n, remove_special,
+                                    unparse_special);
         });
-        return ok ? Status() : Status(Code::invalid_argument, text("llama.cpp could not detokenize ", tokens.size(), " tokens"));
+        return ok ? Status()
+                  : Status(Code::invalid_argument, text("llama.cpp could not detokenize ", tokens.size(), " tokens"));
     });
 }
 

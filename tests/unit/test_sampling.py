@@ -165,7 +165,7 @@ def test_numpy_numbers_are_numbers(nano):
 
 def test_an_unknown_keyword_names_the_nearest():
     with pytest.raises(UnknownParameter, match="'temprature'; did you mean 'temperature'"):
-        Sampling(temprature=1.0)
+        Sampling(temprature=1.0)  # codespell:ignore
     with pytest.raises(UnknownParameter, match="top_kk"):
         dataclasses.replace(Sampling(), top_kk=1)
     with pytest.raises(TypeError):
