@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import reprlib
-import struct
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from operator import index
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from lloyal import llama
+from lloyal.checkpoint_format import decode, encode
 from lloyal.errors import CacheFull, Closed, InvalidArgument, LloyalError, StateMismatch, Unsupported
 from lloyal.llama import checkpoint as native
 
@@ -27,14 +28,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Checkpoint", "Checkpoints", "Context", "Model"]
 
-PLACES = ("device", "host", "cells", "auto")
+_adopting = threading.RLock()  # a set must not grow while another thread lists it
 
-MAGIC = b"lloyalCK"
-VERSION = 1
-# magic, version, bytes of the JSON header, bytes of tensors; after it 32 bytes of BLAKE2b over everything else
-PREFIX = struct.Struct("<8sIIQ")
-DIGEST_SIZE = 32
-MAX_HEADER = 1 << 24
+PLACES = ("device", "host", "cells", "auto")
 
 
 class Checkpoint(native.CheckpointBase):
@@ -78,7 +74,14 @@ class Checkpoint(native.CheckpointBase):
         self._context = ctx
         self.where = where
         self.reason = reason
-        ctx._live_checkpoints.add(self)
+        with _adopting:
+            ctx._live_checkpoints.add(self)
+
+    def _is_live(self) -> bool:
+        try:
+            return not self.evicted
+        except Closed:
+            return False
 
     @property
     def context(self) -> Context:
@@ -200,12 +203,7 @@ class Checkpoint(native.CheckpointBase):
             "rows": self._rows_native(),
             "window_begin": self._window_begin_native(),
         }
-        encoded = json.dumps(header, separators=(",", ":")).encode()
-        prefix = PREFIX.pack(MAGIC, VERSION, len(encoded), len(payload))
-        digest = hashlib.blake2b(prefix, digest_size=DIGEST_SIZE)
-        digest.update(encoded)
-        digest.update(payload)
-        return b"".join((prefix, digest.digest(), encoded, payload))
+        return encode(header, payload)
 
     @classmethod
     def from_bytes(cls, ctx: Context, data: Buffer) -> Checkpoint:
@@ -230,7 +228,7 @@ class Checkpoint(native.CheckpointBase):
         No length in `data` is trusted: what is allocated follows from the rows and must match the bytes that are there.
         """
         view = memoryview(data).cast("B")
-        header, payload = _parse(view)
+        header, payload = decode(view)
         _compare("fingerprint", header["fingerprint"], ctx.fingerprint)
         _compare("layout", header["layout"], ctx.cache_layout)
         rows = header["rows"]
@@ -273,7 +271,9 @@ class Checkpoints:
         self._ctx = ctx
 
     def __iter__(self) -> Iterator[Checkpoint]:
-        return iter([ck for ck in self._ctx._live_checkpoints if not ck.released and not ck.evicted])
+        with _adopting:
+            known = list(self._ctx._live_checkpoints)
+        return iter([checkpoint for checkpoint in known if checkpoint._is_live()])
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
@@ -315,7 +315,7 @@ class Checkpoints:
 
     @budget.setter
     def budget(self, value: int | None) -> None:
-        if value is not None and (not isinstance(value, int) or value < 0):
+        if value is not None and (not isinstance(value, int) or not 0 <= value < 2**63):
             raise InvalidArgument(f"budget={value!r} must be a number of bytes or None")
         native.set_budget(self._ctx, value, self.evict)
 
@@ -380,7 +380,8 @@ class Context(llama.Context):
         where : {"device", "host", "cells", "auto"}
             "device" copies beside the cache, device to device. "host" copies to host memory. "cells" keeps the cache
             cells by sharing them with a leased spare sequence: no bytes move on attention caches, but the cells stay
-            taken and one of the `n_seq_max` ids with them. "auto" picks, and says why in `Checkpoint.reason`.
+            taken and one of the `n_seq_max` ids with them; rows of a sliding window that no later token attends to are
+            given up first, and no rollback is possible behind them. "auto" picks, and says why in `Checkpoint.reason`.
         partial : bool
             Only what a trim cannot bring back: nothing but positions for attention, the window of sliding-window
             layers, the recurrent state of recurrent and hybrid models. It restores only onto a sequence that still
@@ -407,7 +408,7 @@ class Context(llama.Context):
         return Checkpoint._take(self, seq_id, where, partial, reason)
 
     def _choose_place(self, seq_id: int, partial: bool) -> tuple[str, str]:
-        cost = native.estimate(self, seq_id)
+        cost = native.estimate(self, seq_id, partial)
         n_bytes, free = cost["copied_bytes"], cost["device_free"]
         why = self._why_not_cells(cost, partial)
         if why is None:
@@ -495,13 +496,16 @@ class Context(llama.Context):
 
     def _check_room(self, taken: Sequence[Checkpoint]) -> None:
         """Refuse a compaction that needs more cells than there are: restores share prefixes, and nothing else."""
+        if self.memory.kind == "recurrent":
+            return  # a cell for a sequence, however long
+        # What stays: restores share with it too.
+        kept = [checkpoint._rows_native() for checkpoint in self.checkpoints if checkpoint.where == "cells"]
+        rows = kept + [checkpoint._rows_native() for checkpoint in taken]
         need = 0
-        rows = [checkpoint._rows_native() for checkpoint in taken]
         for i, mine in enumerate(rows):
             shared = max((_common_prefix(mine, other) for other in rows[:i]), default=0)
             need += sum(end - begin for begin, end, _, _ in mine) - shared
-        held = sum(ck.n_tokens for ck in self.checkpoints if ck.where == "cells")
-        room = (self.n_ctx if self.memory.unified else self.n_ctx * len(taken)) - held
+        room = self.n_ctx if self.memory.unified else self.n_ctx * len(taken)
         if need > room:
             raise CacheFull(
                 f"compacting takes {need} cells, there are {room}: some sequences share rows other than a prefix"
@@ -527,59 +531,3 @@ def _compare(name: str, found: dict[str, Any], expected: dict[str, Any]) -> None
     for field, value in expected.items():
         if found.get(field) != value:
             raise StateMismatch(f"the checkpoint is of another {name}: {field} is {found.get(field)!r}, here {value!r}")
-
-
-def _parse(view: memoryview) -> tuple[dict[str, Any], memoryview]:
-    """Split and verify the bytes of a checkpoint; every field is checked, so that nothing behind it need doubt them."""
-    start = PREFIX.size + DIGEST_SIZE
-    if len(view) < start:
-        raise StateMismatch(f"{len(view)} bytes are too few for a checkpoint")
-    magic, version, n_header, n_payload = PREFIX.unpack_from(view)
-    if magic != MAGIC:
-        raise StateMismatch(f"not a checkpoint: it starts with {magic!r}")
-    if version != VERSION:
-        raise StateMismatch(f"checkpoint version {version}, this package reads {VERSION}")
-    if n_header > MAX_HEADER or start + n_header + n_payload != len(view):
-        raise StateMismatch(f"the checkpoint should have {start + n_header + n_payload} bytes, it has {len(view)}")
-    digest = hashlib.blake2b(view[: PREFIX.size], digest_size=DIGEST_SIZE)
-    digest.update(view[start:])
-    if digest.digest() != view[PREFIX.size : start]:
-        raise StateMismatch("the checkpoint is damaged: its checksum does not match")
-    try:
-        header = json.loads(bytes(view[start : start + n_header]))
-    except (ValueError, RecursionError) as error:
-        raise StateMismatch(f"the checkpoint's header is not JSON: {error}") from None
-    _check_header(header)
-    return header, view[start + n_header :]
-
-
-def _check_header(header: object) -> None:
-    def is_int(value: object, low: int, high: int) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
-
-    def is_tokens(value: object) -> bool:
-        return value is None or (isinstance(value, list) and all(is_int(token, 0, int32) for token in value))
-
-    int32, uint64 = 2**31 - 1, 2**64 - 1
-    if not isinstance(header, dict):
-        raise StateMismatch("the checkpoint's header is not an object")
-    good = (
-        isinstance(header.get("fingerprint"), dict)
-        and isinstance(header.get("layout"), dict)
-        and isinstance(header.get("partial"), bool)
-        and is_int(header.get("seq_id"), 0, 255)
-        and is_int(header.get("window_begin"), 0, int32)
-        and is_tokens(header.get("tokens", 0))
-        and isinstance(header.get("rows"), list)
-        and all(
-            isinstance(run, list)
-            and len(run) == 4
-            and is_int(run[0], 0, int32)
-            and is_int(run[1], run[0] + 1, int32)
-            and is_int(run[2], 0, uint64)
-            and is_int(run[3], 0, uint64 - int32)
-            for run in header["rows"]
-        )
-    )
-    if not good:
-        raise StateMismatch("the checkpoint's header has a missing or impossible field")

@@ -151,6 +151,8 @@ class Recipe:
                 writer.add_uint32(key, value)
             elif isinstance(value, float):
                 writer.add_float32(key, value)
+            elif isinstance(value, str):
+                writer.add_string(key, value)
             else:
                 writer.add_array(key, value)
         writer.add_tokenizer_model("test")

@@ -4,6 +4,7 @@
 #include "log.hpp"
 
 #include "llama-context.h"
+#include "llama-ext.h"
 #include "llama-kv-cache.h"
 #include "llama-memory-recurrent.h"
 
@@ -145,7 +146,7 @@ bool locate(ContextBox & box, CheckpointBox & ck, size_t cache, const Runs & row
         return false;
     }
     // Held from here on, whoever else gives these chunks up.
-    ck.parts.push_back({cache, rows, std::make_shared<SegmentList>(nullptr, std::move(held))});
+    ck.parts.push_back({cache, rows, SegmentList::make(held)});
     return true;
 }
 
@@ -195,6 +196,31 @@ void plan_whole(ContextBox & box, CheckpointBox & ck, Plan & plan) {
     }
 }
 
+// The same content as `from`, copied out of it.
+void plan_from(ContextBox & box, const CheckpointBox & from, CheckpointBox & ck, Plan & plan) {
+    for (const CheckpointBox::Part & part : from.parts) {
+        std::vector<Segment> held;
+        Located missing;
+        box.store->chunks(part.cache, ck.where == Where::host).find(part.rows, held, missing.rows);
+        const std::vector<Segment> segments = part.segments();
+        for (const Run & run : missing.rows.list()) {
+            for (Segment & piece : slice(segments, run.begin, run.end)) {
+                append(missing.from, std::move(piece));
+            }
+        }
+        ck.parts.push_back({part.cache, part.rows, SegmentList::make(held)});
+        plan.missing.push_back(std::move(missing));
+    }
+    if (from.recurrent) {
+        plan.recurrent = from.recurrent->slices();
+        plan.recurrent_meta = from.recurrent->meta;
+    }
+    if (from.whole) {
+        plan.whole = from.whole->slices();
+        plan.whole_meta = from.whole->meta;
+    }
+}
+
 size_t missing_bytes(const CheckpointStore & store, const CheckpointBox & ck, const Plan & plan) {
     size_t n = 0;
     for (size_t p = 0; p < plan.missing.size(); ++p) {
@@ -216,7 +242,7 @@ Status fill(ContextBox & box, CheckpointBox & ck, Plan & plan) {
     if (Status status = store.make_room(need, ck); !status.ok()) {
         return status;
     }
-    store.pool->expect(need);
+    store.pool->expect(need, store.budget_bytes >= 0);
     const int64_t start_us = llama_time_us();
     CopyList copies;
     std::vector<std::unique_ptr<Chunk>> fresh(ck.parts.size());
@@ -233,7 +259,7 @@ Status fill(ContextBox & box, CheckpointBox & ck, Plan & plan) {
         ck.whole = take_blob(std::move(plan.whole_meta), plan.whole, *store.pool, host, copies);
     }
     copies.run(*box.ptr);
-    if (!host) {
+    if (!host && need > 0) {
         store.device_speed.add(seconds_since(start_us), double(need));
     }
     for (size_t p = 0; p < ck.parts.size(); ++p) {
@@ -246,7 +272,7 @@ Status fill(ContextBox & box, CheckpointBox & ck, Plan & plan) {
         if (!none.empty()) {
             throw std::runtime_error("a checkpoint lost rows it had just copied");
         }
-        part.list = segments.empty() ? nullptr : SegmentList::make(std::move(segments));
+        part.list = SegmentList::make(segments);
     }
     return {};
 }
@@ -320,8 +346,7 @@ Status checkpoint_to_host(CheckpointBox & ck, CheckpointHandle & out) noexcept {
     }
     return checkpoint_guarded([&]() -> Status {
         ContextBox & box = *ck.context;
-        std::lock_guard<std::mutex> lock(ck.content);
-        if (ck.evicted) {
+        if (ck.evicted) { // only whoever is in its context evicts
             return Status(Code::stale_checkpoint, "this checkpoint was evicted to keep the budget (pin it to keep it)");
         }
         CheckpointHandle copy = new_checkpoint(ck.context, ck.seq, Where::host, ck.partial);
@@ -330,34 +355,17 @@ Status checkpoint_to_host(CheckpointBox & ck, CheckpointHandle & out) noexcept {
         copy->pos_max = ck.pos_max;
         copy->window_begin = ck.window_begin;
         copy->whole_cells = ck.whole_cells;
-        Plan plan;
         if (ck.where == Where::host) {
             copy->parts = ck.parts;
             copy->recurrent = ck.recurrent;
             copy->whole = ck.whole;
         } else {
-            for (const CheckpointBox::Part & part : ck.parts) {
-                std::vector<Segment> held;
-                Located missing;
-                box.store->chunks(part.cache, true).find(part.rows, held, missing.rows);
-                const std::vector<Segment> segments = part.segments();
-                for (const Run & run : missing.rows.list()) {
-                    for (Segment & piece : slice(segments, run.begin, run.end)) {
-                        append(missing.from, std::move(piece));
-                    }
-                }
-                copy->parts.push_back({part.cache, part.rows, std::make_shared<SegmentList>(nullptr, std::move(held))});
-                plan.missing.push_back(std::move(missing));
-            }
-            if (ck.recurrent) {
-                plan.recurrent = ck.recurrent->slices();
-                plan.recurrent_meta = ck.recurrent->meta;
-            }
-            if (ck.whole) {
-                plan.whole = ck.whole->slices();
-                plan.whole_meta = ck.whole->meta;
-            }
-            if (Status status = fill(box, *copy, plan); !status.ok()) {
+            Plan plan;
+            plan_from(box, ck, *copy, plan);
+            // Or making room might drop what is being copied.
+            const std::shared_ptr<void> pinned(nullptr, [&ck, was = ck.pinned.exchange(true)](void *) { ck.pinned = was; });
+            const Status status = fill(box, *copy, plan);
+            if (!status.ok()) {
                 return status;
             }
         }
@@ -367,29 +375,36 @@ Status checkpoint_to_host(CheckpointBox & ck, CheckpointHandle & out) noexcept {
     });
 }
 
-Status checkpoint_estimate(ContextBox & box, SeqId seq, Estimate & out) noexcept {
+Status checkpoint_estimate(ContextHandle context, SeqId seq, bool partial, Estimate & out) noexcept {
     return checkpoint_guarded([&]() -> Status {
+        ContextBox & box = *context;
         if (Status status = check_checkpointable(box, seq, "seq_id"); !status.ok()) {
             return status;
         }
-        out.rows = box.provenance.of(seq).size();
+        const CheckpointHandle ck = new_checkpoint(context, seq, Where::device, partial);
+        out.rows = ck->rows.size();
+        if (ck->rows.empty()) {
+            return {};
+        }
+        llama_synchronize(box.ptr);
         const CheckpointStore & store = *box.store;
-        for (size_t i = 0; i < store.layouts.size(); ++i) {
-            if (!is_base(box.map, i)) {
-                continue;
+        Plan plan;
+        plan_copies(box, *ck, plan);
+        out.copied_bytes = missing_bytes(store, *ck, plan);
+        for (size_t i = 0; i < box.map.caches.size(); ++i) {
+            if (is_base(box.map, i)) {
+                const llama_kv_cells & cells = box.map.caches[i]->get_cells(seq);
+                out.n_cells = cells.size();
+                out.free_cells = int64_t(cells.size()) - int64_t(cells.get_used());
             }
-            std::vector<Segment> held;
-            Runs missing;
-            box.store->chunks(i, false).find(box.provenance.of(seq), held, missing);
-            out.copied_bytes += size_t(missing.size()) * store.layouts[i].row_bytes();
-            const llama_kv_cells & cells = box.map.caches[i]->get_cells(seq);
-            out.n_cells = cells.size();
-            out.free_cells = int64_t(cells.size()) - int64_t(cells.get_used());
-            const ggml_backend_buffer_type_t buft = storage_for(store.layouts[i].streams[0][0].tensor, false);
-            out.is_host = ggml_backend_buft_is_host(buft);
-            if (ggml_backend_dev_t device = ggml_backend_buft_get_device(buft); device && !out.is_host) {
-                size_t total = 0;
-                ggml_backend_dev_memory(device, &out.device_free, &total);
+        }
+        for (const auto & [buft, bytes] : llama_get_memory_breakdown(box.ptr)) {
+            ggml_backend_dev_t device = ggml_backend_buft_get_device(buft);
+            if (bytes.context > 0 && device && !ggml_backend_buft_is_host(buft)) {
+                size_t free = 0, total = 0;
+                ggml_backend_dev_memory(device, &free, &total);
+                out.device_free = std::min(out.device_free, free);
+                out.is_host = false;
             }
         }
         if (store.device_speed.units > 0) {

@@ -15,7 +15,7 @@ cdef extern from "copy.hpp" namespace "lloyal" nogil:
     int64_t fault_remaining()
     cppclass BufferPool:
         size_t idle_bytes() const
-        cppmap[g.ggml_backend_buffer_type_t, size_t] live_bytes() const
+        cppmap[g.ggml_backend_buffer_type_t, size_t] live_bytes() except +
 
 cdef extern from "checkpoint.hpp" namespace "lloyal" nogil:
     cppclass Where:
@@ -39,9 +39,9 @@ cdef extern from "checkpoint.hpp" namespace "lloyal" nogil:
         int32_t lease
         atomic[bool] pinned
         atomic[bool] evicted
-        size_t nbytes() const
-        cppmap[g.ggml_backend_buffer_type_t, size_t] buffers() const
-        size_t n_segments() const
+        size_t nbytes() except +
+        cppmap[g.ggml_backend_buffer_type_t, size_t] buffers() except +
+        size_t n_segments() except +
     ctypedef shared_ptr[CheckpointBox] CheckpointHandle
 
     cppclass CheckpointStore:
@@ -49,7 +49,7 @@ cdef extern from "checkpoint.hpp" namespace "lloyal" nogil:
         shared_ptr[BufferPool] pool
         int64_t budget_bytes
         bool evict
-        size_t meta_bytes()
+        size_t meta_bytes() except +
     CheckpointStore& store_of(ContextBox& box) except +
 
     Status checkpoint_take(ContextHandle context, int32_t seq, Where where, bool partial, CheckpointHandle& out)
@@ -65,7 +65,7 @@ cdef extern from "checkpoint.hpp" namespace "lloyal" nogil:
         bool is_host
         double device_seconds
         double cells_seconds
-    Status checkpoint_estimate(ContextBox& box, int32_t seq, Estimate& out)
+    Status checkpoint_estimate(ContextHandle context, int32_t seq, bool partial, Estimate& out)
     Status layout_signature(ContextBox& box, vector[uint8_t]& out)
     Status checkpoint_export_size(CheckpointBox& checkpoint, size_t& size)
     Status checkpoint_export(CheckpointBox& checkpoint, uint8_t* out, size_t size)

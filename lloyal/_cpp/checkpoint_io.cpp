@@ -154,6 +154,11 @@ Status layout_signature(ContextBox & box, std::vector<uint8_t> & out) noexcept {
         put(cparams.yarn_attn_factor);
         put(cparams.yarn_beta_fast);
         put(cparams.yarn_beta_slow);
+        for (int32_t il = 0; il < int32_t(box.model->ptr->layers.size()); ++il) {
+            // Two sets of factors, for contexts within the original length and beyond it.
+            const llama_layer & layer = box.model->ptr->layers[size_t(il)];
+            put(uint8_t(layer.rope_long && box.model->ptr->get_rope_factors(cparams, il) == layer.rope_long));
+        }
         put(uint8_t(store.unrotated));
         for (const KvLayout & layout : store.layouts) {
             put(uint8_t(layout.has_ext));
@@ -326,7 +331,7 @@ Status checkpoint_import(ContextHandle context, const uint8_t * data, size_t siz
         if (Status status = store.make_room(size, *ck); !status.ok()) {
             return status;
         }
-        store.pool->expect(size);
+        store.pool->expect(size, store.budget_bytes >= 0);
         for (CheckpointBox::Part & part : ck->parts) {
             if (part.rows.empty()) {
                 continue;
@@ -363,7 +368,7 @@ Status checkpoint_import(ContextHandle context, const uint8_t * data, size_t siz
                 append(segments, {shared, row, n, run.begin});
                 row += n;
             }
-            part.list = SegmentList::make(std::move(segments));
+            part.list = SegmentList::make(segments);
         }
         if (box.map.recurrent && !ck->rows.empty()) {
             Blob blob;

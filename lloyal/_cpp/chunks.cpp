@@ -157,11 +157,11 @@ std::vector<Segment> slice(const std::vector<Segment> & segments, Pos begin, Pos
     return found;
 }
 
-SegmentList::SegmentList(std::shared_ptr<const SegmentList> base, std::vector<Segment> own)
-    : base_(std::move(base)), own_(std::move(own)), size_(own_.size() + (base_ ? base_->size_ : 0)) {}
+SegmentList::SegmentList(std::shared_ptr<const SegmentList> base, Segment last)
+    : base_(std::move(base)), last_(std::move(last)), size_(1 + (base_ ? base_->size_ : 0)) {}
 
 SegmentList::~SegmentList() {
-    // One after the other: lists can be as many as tokens, and each would call the next.
+    // One after the other: lists can be as long as there are tokens, and each would call the next.
     std::shared_ptr<const SegmentList> next = std::move(base_);
     while (next && next.use_count() == 1) {
         std::shared_ptr<const SegmentList> after = next->base_;
@@ -169,47 +169,32 @@ SegmentList::~SegmentList() {
     }
 }
 
-bool SegmentList::starts(const std::vector<Segment> & segments) const {
-    for (const SegmentList * list = this; list; list = list->base()) {
-        const size_t begin = list->size_ - list->own_.size();
-        if (list->size_ > segments.size() ||
-            !std::equal(list->own_.begin(), list->own_.end(), segments.begin() + ptrdiff_t(begin))) {
-            return false;
+std::shared_ptr<const SegmentList> SegmentList::make(const std::vector<Segment> & segments) {
+    std::shared_ptr<const SegmentList> list;
+    int tries = 4; // what has no beginning in common, as the rows of a window, shows soon
+    for (size_t i = segments.size(); i-- > 0 && !list && tries > 0;) {
+        // The longest beginning of what ends in this chunk that is a beginning of ours.
+        const std::shared_ptr<const SegmentList> home = segments[i].chunk->home.lock();
+        tries -= home != nullptr;
+        const SegmentList * end = nullptr; // what comes before it agrees
+        for (const SegmentList * at = home.get(); at; at = at->base_.get()) {
+            if (at->size_ > segments.size() || !(at->last_ == segments[at->size_ - 1])) {
+                end = at;
+            }
         }
+        list = end ? end->base_ : home;
     }
-    return true;
-}
-
-std::shared_ptr<const SegmentList> SegmentList::make(std::vector<Segment> segments) {
-    std::shared_ptr<const SegmentList> base;
-    size_t n = segments.size();
-    for (; n > 0; --n) {
-        base = segments[n - 1].chunk->home.lock();
-        if (base && base->size() == n) {
-            break;
-        }
-    }
-    if (n == 0 || !base->starts(segments)) {
-        base = nullptr;
-        n = 0;
-    }
-    if (base && n == segments.size()) {
-        return base;
-    }
-    segments.erase(segments.begin(), segments.begin() + ptrdiff_t(n));
-    segments.shrink_to_fit();
-    auto list = std::make_shared<const SegmentList>(std::move(base), std::move(segments));
-    const Segment & last = list->own().back();
-    if (last.row + last.n == last.chunk->n_rows) {
-        last.chunk->home = list;
+    for (size_t i = list ? list->size_ : 0; i < segments.size(); ++i) {
+        list = std::make_shared<const SegmentList>(std::move(list), segments[i]);
+        list->last_.chunk->home = list;
     }
     return list;
 }
 
 std::vector<Segment> SegmentList::all() const {
     std::vector<Segment> segments(size_);
-    for (const SegmentList * list = this; list; list = list->base()) {
-        std::copy(list->own_.begin(), list->own_.end(), segments.begin() + ptrdiff_t(list->size_ - list->own_.size()));
+    for (const SegmentList * list = this; list; list = list->base_.get()) {
+        segments[list->size_ - 1] = list->last_;
     }
     return segments;
 }

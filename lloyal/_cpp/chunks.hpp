@@ -56,7 +56,7 @@ struct Chunk {
     };
     std::vector<Place> places; // by tensor of the layout
     std::vector<std::shared_ptr<DeviceBuffer>> buffers;
-    mutable std::weak_ptr<const SegmentList> home; // a list that ends with all of it; for whoever is in the context
+    mutable std::weak_ptr<const SegmentList> home; // a list that ends in it; for whoever is in the context
 
     size_t bytes() const;
     size_t meta_bytes() const;
@@ -88,25 +88,23 @@ void append(std::vector<Segment> & segments, Segment segment);
 // What lies at the positions [begin, end).
 std::vector<Segment> slice(const std::vector<Segment> & segments, Pos begin, Pos end);
 
-// The segments of a checkpoint, in order of position. Immutable: a list that goes on where another one ends refers to
-// it, so that checkpoints along one sequence cost what each adds.
+// The segments of a checkpoint, in order of position: the last one, and the list before it. Immutable, so that lists which
+// begin alike share that: checkpoints along one sequence cost what each adds. (A window's lists begin differently each.)
 class SegmentList {
   public:
-    // Shares what it can with the lists its chunks are at home in. For whoever is in the context.
-    static std::shared_ptr<const SegmentList> make(std::vector<Segment> segments);
-    SegmentList(std::shared_ptr<const SegmentList> base, std::vector<Segment> own);
+    // For whoever is in the context. Null if there are no segments.
+    static std::shared_ptr<const SegmentList> make(const std::vector<Segment> & segments);
+    SegmentList(std::shared_ptr<const SegmentList> base, Segment last);
     ~SegmentList();
 
     size_t size() const { return size_; }
+    const Segment & last() const { return last_; }
+    const std::shared_ptr<const SegmentList> & base() const { return base_; }
     std::vector<Segment> all() const;
-    const std::vector<Segment> & own() const { return own_; }
-    const SegmentList * base() const { return base_.get(); }
 
   private:
-    bool starts(const std::vector<Segment> & segments) const;
-
     std::shared_ptr<const SegmentList> base_;
-    std::vector<Segment> own_;
+    Segment last_;
     size_t size_;
 };
 

@@ -105,7 +105,7 @@ std::shared_ptr<DeviceBuffer> BufferPool::acquire(ggml_backend_buffer_type_t buf
         auto best = idle_.end();
         for (auto it = idle_.begin(); it != idle_.end(); ++it) {
             const size_t have = (*it)->size();
-            if ((*it)->buft() == buft && have >= size && have <= size + size / 16 &&
+            if ((*it)->buft() == buft && have >= size && have <= size + (exact_ ? 0 : size / 16) &&
                 (best == idle_.end() || have < (*best)->size())) {
                 best = it;
             }
@@ -150,8 +150,9 @@ void BufferPool::give_back(DeviceBuffer * raw) {
     }
 }
 
-void BufferPool::expect(size_t bytes) {
+void BufferPool::expect(size_t bytes, bool exact) {
     std::lock_guard<std::mutex> lock(mutex_);
+    exact_ = exact;
     largest_ = std::max(largest_, bytes);
 }
 

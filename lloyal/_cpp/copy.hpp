@@ -47,7 +47,8 @@ class DeviceBuffer {
 class BufferPool : public std::enable_shared_from_this<BufferPool> {
   public:
     std::shared_ptr<DeviceBuffer> acquire(ggml_backend_buffer_type_t buft, size_t size);
-    void expect(size_t bytes); // what the save that begins is going to acquire
+    // What the save that begins is going to acquire; `exact`: not a byte more than it asks for, as a budget counts.
+    void expect(size_t bytes, bool exact);
     void trim();
     size_t idle_bytes() const;
     // Bytes in use per buffer type.
@@ -60,6 +61,7 @@ class BufferPool : public std::enable_shared_from_this<BufferPool> {
     std::vector<std::unique_ptr<DeviceBuffer>> idle_;
     size_t idle_bytes_ = 0;
     size_t largest_ = 0; // save
+    bool exact_ = false;
     std::map<ggml_backend_buffer_type_t, size_t> live_;
 };
 

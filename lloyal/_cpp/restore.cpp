@@ -170,11 +170,12 @@ size_t free_cells(const MemoryMap & map, size_t index, SeqId dest) {
     return n;
 }
 
-size_t own_cells(const llama_kv_cache & cache, SeqId seq) {
+// Cells that only `seq` uses, for positions from `begin` on.
+size_t own_cells(const llama_kv_cache & cache, SeqId seq, Pos begin = 0) {
     const llama_kv_cells & cells = cache.get_cells(seq);
     size_t n = 0;
     for (uint32_t i = 0; i < cells.used_max_p1(); ++i) {
-        n += !cells.is_empty(i) && cells.seq_has(i, seq) && cells.seq_count(i) == 1;
+        n += !cells.is_empty(i) && cells.seq_has(i, seq) && cells.seq_count(i) == 1 && cells.pos_get(i) >= begin;
     }
     return n;
 }
@@ -248,8 +249,16 @@ struct Restore {
         return std::all_of(reads.begin(), reads.end(), [&](const KvRead & read) {
             const size_t need = size_t(read.rows.size());
             const size_t n = free_cells(box.map, read.cache, dest);
-            return need <= n || (giving_up_dest && need <= n + own_cells(*box.map.caches[read.cache], dest));
+            const Pos kept = source == dest && is_base(box.map, read.cache) ? shared_end : 0;
+            return need <= n || (giving_up_dest && need <= n + own_cells(*box.map.caches[read.cache], dest, kept));
         });
+    }
+
+    // Free what `fits(true)` counted.
+    void give_up_dest() {
+        for (llama_kv_cache * cache : box.map.caches) {
+            cache->seq_rm(dest, source == dest && cache != box.map.window ? shared_end : -1, -1);
+        }
     }
 
     // Let llama.cpp place every part in `seq`, then issue the copies.
@@ -326,7 +335,7 @@ struct Restore {
 Status restore_failed(SeqId dest, const std::exception & e) {
     const auto * memory = dynamic_cast<const DeviceMemoryError *>(&e);
     return Status(memory ? Code::out_of_device_memory : Code::decode_failed,
-                  text(e.what(), "; sequence ", dest, " is now empty: the state was being read straight into it"));
+                  text(e.what(), "; sequence ", dest, " is now empty: the state could not be prepared beside it"));
 }
 
 Status restore_parts(Restore & restore) {
@@ -363,7 +372,25 @@ Status restore_parts(Restore & restore) {
             return status;
         }
     };
-    // No room beside the destination: everything that has to be read goes straight into it.
+    // No room beside the destination: what it holds goes first, but for the rows that are shared;
+    if (spare >= 0 && restore.source >= 0 && restore.fits(true)) {
+        const auto read = [&] {
+            try {
+                restore.give_up_dest();
+                restore.read_into(spare);
+            } catch (...) {
+                drop_sequence(box, spare);
+                throw;
+            }
+        };
+        if (Status status = read_or_empty(read); !status.ok()) {
+            return status;
+        }
+        restore.swap_in(spare);
+        restore.finish();
+        return {};
+    }
+    // or everything that has to be read goes straight into it.
     if (!restore.reads_rows()) {
         if (Status status = read_or_empty([&] { restore.read_state_into(dest); }); !status.ok()) {
             return status;
@@ -487,7 +514,7 @@ Status check_layout(ContextBox & from, ContextBox & to) {
     if (a != b) {
         return Status(Code::state_mismatch,
                       "the other context's cache is laid out differently: it needs the same model, cache types, flash "
-                      "attention and kv_unified");
+                      "attention, kv_unified and rope settings (some models change theirs with n_ctx)");
     }
     return {};
 }
@@ -522,6 +549,13 @@ Status checkpoint_restore(CheckpointBox & ck, ContextBox & box, SeqId dest) noex
         if (elsewhere && ck.where == Where::cells) {
             return Status(Code::unsupported,
                           "where=\"cells\" lives in the cache of its own context: take it with where=\"device\"");
+        }
+        for (size_t i = 0; elsewhere && ck.whole && i < box.map.caches.size(); ++i) {
+            // One piece, with the number of streams in it.
+            if (box.map.caches[i]->get_n_stream() != ck.context->map.caches[i]->get_n_stream()) {
+                return Status(Code::state_mismatch,
+                              "a state with repeated positions needs a context with the same n_seq_max, since kv_unified=False");
+            }
         }
         llama_synchronize(box.ptr);
         CheckpointStore & store = store_of(box);

@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <cstdlib>
 #include <set>
+#include <unordered_map>
+#include <unordered_set>
 
 namespace lloyal {
 
@@ -70,11 +72,10 @@ size_t CheckpointStore::meta_bytes() {
         n += sizeof(CheckpointBox) + ck->rows.list().size() * sizeof(Run);
         for (const CheckpointBox::Part & part : ck->parts) {
             n += sizeof part + part.rows.list().size() * sizeof(Run);
-            for (const SegmentList * list = part.list.get(); list && counted.insert(list).second; list = list->base()) {
-                n += sizeof *list + list->own().capacity() * sizeof(Segment);
-                for (const Segment & segment : list->own()) {
-                    n += counted.insert(segment.chunk.get()).second ? segment.chunk->meta_bytes() : 0;
-                }
+            for (const SegmentList * list = part.list.get(); list && counted.insert(list).second;
+                 list = list->base().get()) {
+                const Chunk & chunk = *list->last().chunk;
+                n += sizeof *list + (counted.insert(&chunk).second ? chunk.meta_bytes() : 0);
             }
         }
         for (const auto & blob : {&ck->recurrent, &ck->whole}) {
@@ -88,42 +89,52 @@ size_t CheckpointStore::meta_bytes() {
 
 namespace {
 
-// Which buffers would be freed if some checkpoints went: a chunk is, with the last that holds it.
+// Which buffers would be freed if some checkpoints went: each with the last that holds it.
 class Holders {
   public:
     void hold(const CheckpointBox & ck) {
-        for_each_chunk(ck, [this](const Chunk * chunk) { freed_ -= n_[chunk]++ == 0 ? chunk->bytes() : 0; });
-        freed_ -= blob_bytes(ck);
+        for (const CheckpointBox::Part & part : ck.parts) {
+            for (const SegmentList * list = part.list.get(); list && n_[list]++ == 0; list = list->base().get()) {
+                hold(list->last().chunk->buffers);
+            }
+        }
+        for (const auto & blob : {&ck.recurrent, &ck.whole}) {
+            if (*blob) {
+                hold((*blob)->buffers);
+            }
+        }
     }
     void let_go(const CheckpointBox & ck) {
-        for_each_chunk(ck, [this](const Chunk * chunk) { freed_ += --n_[chunk] == 0 ? chunk->bytes() : 0; });
-        freed_ += blob_bytes(ck);
+        for (const CheckpointBox::Part & part : ck.parts) {
+            for (const SegmentList * list = part.list.get(); list && --n_[list] == 0; list = list->base().get()) {
+                let_go(list->last().chunk->buffers);
+            }
+        }
+        for (const auto & blob : {&ck.recurrent, &ck.whole}) {
+            if (*blob) {
+                let_go((*blob)->buffers);
+            }
+        }
     }
     void start() { freed_ = 0; }
     int64_t freed() const { return freed_; }
 
   private:
-    template <typename F> static void for_each_chunk(const CheckpointBox & ck, F && f) {
-        std::set<const Chunk *> seen;
-        for (const CheckpointBox::Part & part : ck.parts) {
-            for (const Segment & segment : part.segments()) {
-                if (seen.insert(segment.chunk.get()).second) {
-                    f(segment.chunk.get());
-                }
-            }
+    using Buffers = std::vector<std::shared_ptr<DeviceBuffer>>;
+    void hold(const Buffers & buffers) {
+        for (const auto & buffer : buffers) {
+            freed_ -= n_[buffer.get()]++ == 0 ? int64_t(buffer->size()) : 0;
         }
     }
-    static int64_t blob_bytes(const CheckpointBox & ck) {
-        return int64_t((ck.recurrent ? ck.recurrent->bytes() : 0) + (ck.whole ? ck.whole->bytes() : 0));
+    void let_go(const Buffers & buffers) {
+        for (const auto & buffer : buffers) {
+            freed_ += --n_[buffer.get()] == 0 ? int64_t(buffer->size()) : 0;
+        }
     }
 
-    std::map<const Chunk *, size_t> n_;
+    std::unordered_map<const void *, size_t> n_; // holders of a list, and of a buffer
     int64_t freed_ = 0;
 };
-
-} // namespace
-
-namespace {
 
 // The rows of a chunk that are needed, from the beginning of each stretch to its end.
 class Needed {
@@ -165,9 +176,12 @@ void CheckpointStore::repack(ContextBox & box, const CheckpointBox * taking) {
         std::shared_ptr<const Chunk> fresh{};
     };
     std::map<const Chunk *, Use> uses;
-    const auto needs = [&uses](const CheckpointBox & ck, bool read_now) {
+    std::unordered_set<const SegmentList *> seen[2];
+    const auto needs = [&](const CheckpointBox & ck, bool read_now) {
         for (const CheckpointBox::Part & part : ck.parts) {
-            for (const Segment & segment : part.segments()) {
+            for (const SegmentList * list = part.list.get(); list && seen[read_now].insert(list).second;
+                 list = list->base().get()) {
+                const Segment & segment = list->last();
                 Use & use =
                     uses.try_emplace(segment.chunk.get(), Use{part.cache, segment.chunk, Needed(segment.chunk->n_rows)})
                         .first->second;
@@ -203,40 +217,45 @@ void CheckpointStore::repack(ContextBox & box, const CheckpointBox * taking) {
         use->fresh = index.remove(use->chunk.get()) ? index.add(std::move(chunk))
                                                     : std::shared_ptr<const Chunk>(std::move(chunk));
     }
-    // The short lists first: the longer ones go on from them.
-    std::vector<CheckpointBox::Part *> parts;
+    std::unordered_map<const SegmentList *, std::shared_ptr<const SegmentList>> now; // by what it was
     for (const CheckpointHandle & ck : checkpoints) {
         for (CheckpointBox::Part & part : ck->parts) {
-            parts.push_back(&part);
-        }
-    }
-    std::sort(parts.begin(), parts.end(), [](const CheckpointBox::Part * a, const CheckpointBox::Part * b) {
-        return (a->list ? a->list->size() : 0) < (b->list ? b->list->size() : 0);
-    });
-    for (CheckpointBox::Part * part : parts) {
-        bool changed = false;
-        std::vector<Segment> segments;
-        for (Segment & segment : part->segments()) {
-            const Use & use = uses.at(segment.chunk.get());
-            if (use.fresh) {
-                changed = true;
-                append(segments, {use.fresh, use.row_in_new[segment.row], segment.n, segment.pos});
-            } else {
-                append(segments, std::move(segment));
+            std::vector<std::shared_ptr<const SegmentList>> before;
+            std::shared_ptr<const SegmentList> list = part.list;
+            for (; list && !now.contains(list.get()); list = list->base()) {
+                before.push_back(list);
             }
-        }
-        if (changed) {
-            part->list = SegmentList::make(std::move(segments));
+            list = list ? now[list.get()] : nullptr;
+            for (size_t i = before.size(); i-- > 0;) {
+                const Use & use = uses.at(before[i]->last().chunk.get());
+                if (use.fresh || list != before[i]->base()) {
+                    Segment segment = before[i]->last();
+                    if (use.fresh) {
+                        segment = {use.fresh, use.row_in_new[segment.row], segment.n, segment.pos};
+                    }
+                    list = std::make_shared<const SegmentList>(std::move(list), std::move(segment));
+                    list->last().chunk->home = list;
+                } else {
+                    list = before[i];
+                }
+                now[before[i].get()] = list;
+            }
+            if (list != part.list) { // never of one that is being read
+                part.list = std::move(list);
+            }
         }
     }
 }
 
 Status CheckpointStore::make_room(size_t bytes, const CheckpointBox & taking) {
     const auto fits = [&] { return budget_bytes < 0 || live_bytes() + bytes <= size_t(budget_bytes); };
-    if (fits()) {
+    if (bytes == 0 || fits()) {
         return {};
     }
-    repack(*taking.context, &taking);
+    try {
+        repack(*taking.context, &taking);
+    } catch (const std::exception &) { // no room even for that: nothing has changed, and evicting may do
+    }
     if (fits()) {
         return {};
     }
@@ -292,6 +311,7 @@ Status CheckpointStore::make_room(size_t bytes, const CheckpointBox & taking) {
 
 Status checkpoint_trim(ContextBox & box) noexcept {
     return checkpoint_guarded([&]() -> Status {
+        box.store->pool->trim(); // what is kept for the next save makes room
         box.store->repack(box, nullptr);
         box.store->pool->trim();
         return {};

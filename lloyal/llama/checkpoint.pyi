@@ -67,7 +67,7 @@ def live_bytes(ctx: ContextBase) -> dict[str, int]:
 def meta_bytes(ctx: ContextBase) -> int:
     """Host bytes of bookkeeping of a context's checkpoints; what they share counts once."""
 
-def estimate(ctx: ContextBase, seq_id: int) -> dict[str, Any]:
+def estimate(ctx: ContextBase, seq_id: int, partial: bool) -> dict[str, Any]:
     """What a checkpoint of a sequence would cost: bytes, rows, cells, and seconds by what earlier ones took."""
 
 def pool_idle_bytes(ctx: ContextBase) -> int:

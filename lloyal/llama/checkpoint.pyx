@@ -235,15 +235,17 @@ def live_bytes(ContextBase ctx not None) -> dict[str, int]:
 def meta_bytes(ContextBase ctx not None) -> int:
     """Host bytes of bookkeeping of a context's checkpoints; what they share counts once."""
     cdef core.ContextHandle handle
-    cdef size_t n
+    cdef size_t n = 0
     enter(ctx, handle)
-    with nogil:
-        n = native.store_of(handle.get()[0]).meta_bytes()
+    try:
+        with nogil:
+            n = native.store_of(handle.get()[0]).meta_bytes()
+    finally:
         leave(handle)
     return n
 
 
-def estimate(ContextBase ctx not None, seq_id: int) -> dict[str, Any]:
+def estimate(ContextBase ctx not None, seq_id: int, bint partial) -> dict[str, Any]:
     """What a checkpoint of a sequence would cost: bytes, rows, cells, and seconds by what earlier ones took."""
     cdef core.ContextHandle handle
     cdef core.Status status
@@ -251,7 +253,7 @@ def estimate(ContextBase ctx not None, seq_id: int) -> dict[str, Any]:
     cdef int32_t seq = as_int32(seq_id, "seq_id")
     enter(ctx, handle)
     with nogil:
-        status = native.checkpoint_estimate(handle.get()[0], seq, found)
+        status = native.checkpoint_estimate(handle, seq, partial, found)
         leave(handle)
     check(status)
     return {
@@ -298,14 +300,10 @@ def budget(ContextBase ctx not None) -> tuple[int | None, bool]:
 
 def layout_signature(ContextBase ctx not None) -> bytes:
     """How the context's caches are laid out: a state fits where this is equal."""
-    cdef core.ContextHandle handle
+    cdef core.ContextHandle handle = ctx.pin()  # nothing that changes is read, so nobody need be kept out
     cdef core.Status status
     cdef vector[uint8_t] out
-    enter(ctx, handle)
-    try:
-        status = native.layout_signature(handle.get()[0], out)
-    finally:
-        leave(handle)
+    status = native.layout_signature(handle.get()[0], out)
     check(status)
     return bytes(out)
 

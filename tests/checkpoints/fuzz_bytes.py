@@ -45,11 +45,11 @@ NOT_JSON = (b"[" * 5000, b"{", b'"', b"1" * 6000, b"-", b"1e999", b"\xff\xfe", b
 class Fuzz:
     def __init__(self, name: str, seed: int) -> None:
         import lloyal
-        from lloyal import checkpoint
+        from lloyal import checkpoint_format
         from tests.models import tiny
 
         self.lloyal = lloyal
-        self.module = checkpoint
+        self.module = checkpoint_format
         self.rng = random.Random(f"{name} {seed}")
         self.model = lloyal.Model(tiny(name))
         self.ctx = self.context(self.model, flash_attn=self.rng.random() < 0.5)

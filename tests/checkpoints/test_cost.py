@@ -5,12 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Callable
 
 import pytest
 
 import lloyal
 from lloyal import errors
+from lloyal.bench import timed
+from lloyal.llama import checkpoint as native
 from tests.decode import feed, feed_in_batches, same, some
 from tests.models import tiny
 
@@ -91,6 +94,85 @@ def test_bookkeeping_of_a_checkpoint_per_token_does_not_grow(llama: lloyal.Model
     assert same(feed(ctx, (0, 600, [1]))[0], expected)
     taken[-1].release()
     assert ctx.checkpoints.meta_nbytes == 0
+
+
+def test_bookkeeping_survives_trims(llama: lloyal.Model, new_context: Make) -> None:
+    """Decode eight, keep, take three back: the lists of segments are shared all the same; runs of ids are not."""
+    ctx = new_context(llama, n_ctx=4096)
+    taken = []
+    end = 0
+    for i in range(400):
+        feed(ctx, (0, end, some(8, i)))
+        end += 8
+        taken.append(ctx.checkpoint())
+        end -= 3
+        ctx.memory.seq_rm(0, end)
+    runs = sum(len(checkpoint._rows_native()) for checkpoint in taken)
+    assert ctx.checkpoints.meta_nbytes <= 400 * 2500 + 2 * 24 * runs
+    ctx.checkpoints.release_all()
+
+
+def test_a_full_budget_does_not_refuse_what_needs_nothing(llama: lloyal.Model, new_context: Make) -> None:
+    ctx = new_context(llama, n_ctx=4096, n_batch=2048)
+    feed(ctx, (0, 0, some(2000)))
+    ctx.checkpoint(0).release()  # the pool keeps a buffer a little larger than what comes next
+    ctx.memory.seq_rm(0, 1900)
+    row = 1024
+    ctx.checkpoints.budget = 1900 * row + 2000
+    with ctx.checkpoint(0), ctx.checkpoint(0):
+        assert ctx.checkpoints.nbytes <= 1900 * row + 2000
+
+
+def test_eviction_goes_on_where_packing_has_no_room(llama: lloyal.Model, new_context: Make) -> None:
+    ctx = new_context(llama, n_ctx=4096, n_batch=2048)
+    feed(ctx, (0, 0, some(2000)))
+    with ctx.checkpoint(0):
+        ctx.memory.seq_cp(0, 1, 0, 200)
+        short = ctx.checkpoint(1)  # all that keeps the long one's rows when that is released
+    feed(ctx, (2, 0, some(100, 2)))
+    ctx.checkpoints.budget, ctx.checkpoints.evict = ctx.checkpoints.nbytes, True
+    native.fault_arm(0)
+    with ctx.checkpoint(2):
+        assert short.evicted
+    assert native.fault_remaining() < 0
+    ctx.checkpoints.release_all()
+
+
+def test_saves_at_a_full_budget_take_linear_time(llama: lloyal.Model, new_context: Make) -> None:
+    def seconds(n: int) -> float:
+        ctx = new_context(llama, n_ctx=4096)
+        for i in range(n):
+            feed(ctx, (0, i, [i % 50]))
+            ctx.checkpoint().pinned = True
+            kept.extend(ctx.checkpoints)
+        feed(ctx, (1, 0, some(64)), (2, 0, some(64, 1)))
+        kept.append(ctx.checkpoint(1))
+        ctx.checkpoints.budget, ctx.checkpoints.evict = ctx.checkpoints.nbytes, True
+        best = min(timed(lambda i=i: ctx.checkpoint(1 + i % 2).release()) for i in range(10))
+        ctx.checkpoints.release_all()
+        return best
+
+    kept: list[lloyal.Checkpoint] = []
+    assert seconds(600) < 10 * seconds(150) + 1e-3
+
+
+def test_counting_while_another_thread_takes(llama: lloyal.Model, new_context: Make) -> None:
+    ctx = new_context(llama)
+    feed(ctx, (0, 0, some(20)))
+    done = threading.Event()
+
+    def take() -> None:
+        while not done.is_set():
+            ctx.checkpoint().release()
+
+    thread = threading.Thread(target=take)
+    thread.start()
+    try:
+        for _ in range(2000):
+            assert 0 <= len(ctx.checkpoints) <= 1
+    finally:
+        done.set()
+        thread.join()
 
 
 def test_thousands_of_shared_lists_are_freed_on_a_small_stack() -> None:
@@ -217,6 +299,10 @@ def test_auto_says_what_it_picked(llama: lloyal.Model, lfm2: lloyal.Model, new_c
     ctx = new_context(lfm2)
     feed(ctx, (0, 0, [1, 2]))
     assert picked(ctx)[0] == "device"
+    with lloyal.Model(tiny("lfm2-swa")) as model:  # every attention layer has a window
+        ctx = new_context(model)
+        feed(ctx, (0, 0, [1, 2]))
+        assert picked(ctx)[0] == "device"
 
     ctx = new_context(llama, n_ctx=1024, n_seq_max=4)
     feed(ctx, (0, 0, some(500)))
@@ -229,7 +315,9 @@ def test_auto_says_what_it_picked(llama: lloyal.Model, lfm2: lloyal.Model, new_c
     with ctx.checkpoint(where="cells"):
         assert picked(ctx) == ("device", "2 sequence ids are free, and restores prepare in one of them")
     with ctx.checkpoint(), ctx.checkpoint(where="cells"):
-        pass
+        for _ in range(100):
+            ctx.checkpoint().release()  # that copy nothing and say nothing about speed
+    assert 0 < native.estimate(ctx, 0, False)["device_seconds"] < 1
     with ctx.checkpoint():
         where, reason = picked(ctx)  # nothing new to copy
         assert where == "device"

@@ -5,14 +5,18 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import lloyal
 from lloyal import errors
 from lloyal.llama import checkpoint as native
-from tests.decode import feed, some
+from tests import models
+from tests.decode import feed, same, some
+from tests.models import tiny
 
 Make = Callable[..., lloyal.Context]
 
@@ -60,6 +64,71 @@ def test_keys_rotated_otherwise_do_not_fit(llama: lloyal.Model, new_context: Mak
             checkpoint.restore(0, ctx=other)
         with pytest.raises(errors.StateMismatch):
             lloyal.Checkpoint.from_bytes(other, checkpoint.to_bytes())
+
+
+def test_factors_for_longer_contexts_do_not_fit(new_context: Make, tmp_path: Path, monkeypatch: Any) -> None:
+    """Models with two sets of rope factors rotate their keys by the one that suits n_ctx."""
+    recipe = models.llama(0)
+    recipe.keys |= {"rope.scaling.type": "longrope", "rope.scaling.original_context_length": 512}
+    for name, factor in (("long", 4.0), ("short", 1.0)):
+        recipe.tensors[f"rope_factors_{name}.weight"] = np.full(models.HEAD // 2, factor)
+    recipe.write(tmp_path / "long.gguf")
+    with lloyal.Model(tmp_path / "long.gguf") as model:
+        ctx, same_side, longer = (new_context(model, n_ctx=n) for n in (512, 256, 1024))
+        feed(ctx, (0, 0, some(40)))
+        with ctx.checkpoint(0) as checkpoint:
+            checkpoint.restore(0, ctx=same_side)
+            with pytest.raises(errors.StateMismatch, match="n_ctx"):
+                checkpoint.restore(0, ctx=longer)
+            with pytest.raises(errors.StateMismatch):
+                lloyal.Checkpoint.from_bytes(longer, checkpoint.to_bytes())
+
+
+def test_states_in_one_piece_need_as_many_streams(llama: lloyal.Model, new_context: Make) -> None:
+    ctx, other = (new_context(llama, n_seq_max=n, kv_unified=False) for n in (2, 4))
+    feed(ctx, (0, 0, some(20)))
+    feed(other, (0, 0, some(30)))
+    ctx.memory.seq_div(0, 0, 20, 2)  # now positions repeat
+    before = other.state_seq_get_data_ext(0)
+    with ctx.checkpoint(0) as checkpoint:
+        with pytest.raises(errors.StateMismatch, match="n_seq_max"):
+            checkpoint.restore(0, ctx=other)
+    assert other.state_seq_get_data_ext(0) == before
+
+
+@pytest.mark.parametrize("fault", [None, 0, 1])
+def test_a_fork_rolls_back_in_a_full_cache(llama: lloyal.Model, new_context: Make, fault: int | None) -> None:
+    """The rows it shares with another branch stay; its own go, and make the room."""
+    ctx = new_context(llama, n_ctx=256, n_seq_max=4)
+    feed(ctx, (0, 0, some(200)))
+    ctx.memory.seq_cp(0, 1)
+    feed(ctx, (0, 200, some(50, 1)))
+    with ctx.checkpoint(0) as checkpoint:
+        expected = feed(ctx, (0, 250, [1]))[0]
+        ctx.memory.seq_rm(0, 200)
+        feed(ctx, (0, 200, some(50, 2)))
+        if fault is not None:
+            native.fault_arm(fault)
+            with pytest.raises(errors.DecodeFailed, match="sequence 0 is now empty"):
+                checkpoint.restore(0)
+            native.fault_arm(-1)
+            assert (ctx.memory.seq_pos_max(0), ctx.memory.seq_pos_max(1)) == (-1, 199)
+        checkpoint.restore(0)
+        assert same(feed(ctx, (0, 250, [1]))[0], expected)
+
+
+def test_compaction_counts_what_restores_share(llama: lloyal.Model, new_context: Make) -> None:
+    ctx = new_context(llama, n_ctx=1024, n_batch=1024)
+    feed(ctx, (0, 0, some(600)))
+    with ctx.checkpoint(where="cells"):
+        ctx.compact()
+    assert ctx.memory.seq_pos_max(0) == 599
+    with lloyal.Model(tiny("mamba2")) as model:
+        ctx = new_context(model, n_ctx=256)
+        feed(ctx, (0, 0, some(200)))
+        feed(ctx, (1, 0, some(200)))
+        ctx.compact()
+        assert [ctx.memory.seq_pos_max(seq) for seq in (0, 1)] == [199, 199]
 
 
 def test_compaction_that_would_not_fit_changes_nothing(llama: lloyal.Model, new_context: Make) -> None:

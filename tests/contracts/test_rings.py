@@ -21,7 +21,7 @@ RINGS = [
     # 2: text, sampling and measures on top of it
     "tokenization sampling grammar chat metrics embedding kv",
     # 3: checkpoints and decoding
-    "checkpoint decoding",
+    "checkpoint_format checkpoint decoding",
     # 4: branches and speculation
     "branch speculative.draft speculative.accept speculative.loop speculative",
     # 5: sessions
