@@ -450,6 +450,7 @@ class Context(llama.Context):
     @property
     def cache_layout(self) -> dict[str, Any]:
         """What must be equal for a state of one context to fit another: by field, so that a refusal can name it."""
+        rope, tensors = (hashlib.blake2b(part, digest_size=16).hexdigest() for part in native.layout_signature(self))
         return {
             "memory": self.memory.kind,
             "type_k": self.params.type_k,
@@ -457,7 +458,8 @@ class Context(llama.Context):
             "flash_attn": self.flash_attn,
             "kv_unified": self.memory.unified,
             "n_seq_max": None if self.memory.unified else self.n_seq_max,
-            "signature": hashlib.blake2b(native.layout_signature(self), digest_size=16).hexdigest(),
+            "rope": rope,
+            "tensors": tensors,
         }
 
     def compact(self) -> None:

@@ -363,7 +363,8 @@ Status checkpoint_to_host(CheckpointBox & ck, CheckpointHandle & out) noexcept {
             Plan plan;
             plan_from(box, ck, *copy, plan);
             // Or making room might drop what is being copied.
-            const std::shared_ptr<void> pinned(nullptr, [&ck, was = ck.pinned.exchange(true)](void *) { ck.pinned = was; });
+            const std::shared_ptr<void> pinned(nullptr,
+                                               [&ck, was = ck.pinned.exchange(true)](void *) { ck.pinned = was; });
             const Status status = fill(box, *copy, plan);
             if (!status.ok()) {
                 return status;

@@ -121,7 +121,7 @@ struct Estimate {
     int64_t free_cells = 0; // of the fullest cache that keeps every row
     int64_t n_cells = 0;
     size_t device_free = std::numeric_limits<size_t>::max(); // as the device reports it
-    bool is_host = true; // all of it is in host memory
+    bool is_host = true;                                     // all of it is in host memory
     double device_seconds = -1;                              // predicted from earlier ones, negative before the first
     double cells_seconds = -1;
 };
@@ -129,7 +129,11 @@ Status checkpoint_estimate(ContextHandle context, SeqId seq, bool partial, Estim
 // Restore into sequence `dest` of `context`, which may be another context of the same model and layout.
 Status checkpoint_restore(CheckpointBox & checkpoint, ContextBox & context, SeqId dest) noexcept;
 // The layout of a context's state as bytes: equal means a state of one fits the other.
-Status layout_signature(ContextBox & box, std::vector<uint8_t> & out) noexcept;
+struct LayoutSignature {
+    std::vector<uint8_t> rope;    // how keys are rotated
+    std::vector<uint8_t> tensors; // kind of memory, windows, types and sizes
+};
+Status layout_signature(ContextBox & box, LayoutSignature & out) noexcept;
 
 // Serialization: every tensor byte in a fixed order, behind the caller's header and checksum.
 Status checkpoint_export_size(CheckpointBox & checkpoint, size_t & size) noexcept;

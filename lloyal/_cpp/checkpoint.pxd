@@ -66,7 +66,10 @@ cdef extern from "checkpoint.hpp" namespace "lloyal" nogil:
         double device_seconds
         double cells_seconds
     Status checkpoint_estimate(ContextHandle context, int32_t seq, bool partial, Estimate& out)
-    Status layout_signature(ContextBox& box, vector[uint8_t]& out)
+    cppclass LayoutSignature:
+        vector[uint8_t] rope
+        vector[uint8_t] tensors
+    Status layout_signature(ContextBox& box, LayoutSignature& out)
     Status checkpoint_export_size(CheckpointBox& checkpoint, size_t& size)
     Status checkpoint_export(CheckpointBox& checkpoint, uint8_t* out, size_t size)
     Status checkpoint_import(ContextHandle context, const uint8_t* data, size_t size, bool partial, int32_t seq,

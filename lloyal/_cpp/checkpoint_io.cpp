@@ -133,18 +133,15 @@ std::vector<CheckpointBox::Part> expected_parts(const ContextBox & box, bool par
 
 } // namespace
 
-Status layout_signature(ContextBox & box, std::vector<uint8_t> & out) noexcept {
+Status layout_signature(ContextBox & box, LayoutSignature & out) noexcept {
     return guarded(Code::decode_failed, [&]() -> Status {
         CheckpointStore & store = store_of(box);
-        const auto put = [&out](auto value) {
+        std::vector<uint8_t> * into = &out.rope;
+        const auto put = [&into](auto value) {
             const auto * bytes = reinterpret_cast<const uint8_t *>(&value);
-            out.insert(out.end(), bytes, bytes + sizeof value);
+            into->insert(into->end(), bytes, bytes + sizeof value);
         };
-        out.clear();
-        put(int32_t(box.map.kind));
-        put(uint8_t(box.map.unified));
-        put(box.map.n_swa);
-        put(int32_t(box.map.swa_type));
+        out = {};
         // Keys are stored rotated: by the positions, and for some types by a fixed matrix.
         const llama_cparams & cparams = box.ptr->get_cparams();
         put(cparams.rope_freq_base);
@@ -160,10 +157,15 @@ Status layout_signature(ContextBox & box, std::vector<uint8_t> & out) noexcept {
             put(uint8_t(layer.rope_long && box.model->ptr->get_rope_factors(cparams, il) == layer.rope_long));
         }
         put(uint8_t(store.unrotated));
+        into = &out.tensors;
+        put(int32_t(box.map.kind));
+        put(uint8_t(box.map.unified));
+        put(box.map.n_swa);
+        put(int32_t(box.map.swa_type));
         for (const KvLayout & layout : store.layouts) {
             put(uint8_t(layout.has_ext));
             put(uint64_t(layout.header.size()));
-            out.insert(out.end(), layout.header.begin(), layout.header.end());
+            into->insert(into->end(), layout.header.begin(), layout.header.end());
         }
         if (store.whole_only) {
             put(box.map.type_k);
@@ -179,7 +181,7 @@ Status layout_signature(ContextBox & box, std::vector<uint8_t> & out) noexcept {
         }
         if (box.map.recurrent) {
             const RecurrentShape shape = recurrent_shape(box, 0);
-            out.insert(out.end(), shape.meta.begin(), shape.meta.end());
+            into->insert(into->end(), shape.meta.begin(), shape.meta.end());
         }
         return {};
     });

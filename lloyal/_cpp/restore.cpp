@@ -504,17 +504,21 @@ Status check_layout(ContextBox & from, ContextBox & to) {
     if (&from == &to) {
         return {};
     }
-    std::vector<uint8_t> a, b;
+    LayoutSignature a, b;
     if (Status status = layout_signature(from, a); !status.ok()) {
         return status;
     }
     if (Status status = layout_signature(to, b); !status.ok()) {
         return status;
     }
-    if (a != b) {
+    if (a.tensors != b.tensors) {
         return Status(Code::state_mismatch,
-                      "the other context's cache is laid out differently: it needs the same model, cache types, flash "
-                      "attention, kv_unified and rope settings (some models change theirs with n_ctx)");
+                      "the other context's cache is laid out differently: it needs the same model, "
+                      "cache types, flash attention and kv_unified");
+    }
+    if (a.rope != b.rope) {
+        return Status(Code::state_mismatch, "the other context rotates its keys differently: it needs the same rope "
+                                            "settings (some models change theirs with n_ctx)");
     }
     return {};
 }
@@ -553,8 +557,9 @@ Status checkpoint_restore(CheckpointBox & ck, ContextBox & box, SeqId dest) noex
         for (size_t i = 0; elsewhere && ck.whole && i < box.map.caches.size(); ++i) {
             // One piece, with the number of streams in it.
             if (box.map.caches[i]->get_n_stream() != ck.context->map.caches[i]->get_n_stream()) {
-                return Status(Code::state_mismatch,
-                              "a state with repeated positions needs a context with the same n_seq_max, since kv_unified=False");
+                return Status(
+                    Code::state_mismatch,
+                    "a state with repeated positions needs a context with the same n_seq_max, since kv_unified=False");
             }
         }
         llama_synchronize(box.ptr);

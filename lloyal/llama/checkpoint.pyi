@@ -82,8 +82,8 @@ def set_budget(ctx: ContextBase, budget: int | None, evict: bool) -> None:
 def budget(ctx: ContextBase) -> tuple[int | None, bool]:
     """``(bytes or None, evict)``."""
 
-def layout_signature(ctx: ContextBase) -> bytes:
-    """How the context's caches are laid out: a state fits where this is equal."""
+def layout_signature(ctx: ContextBase) -> tuple[bytes, bytes]:
+    """How the context rotates its keys, and how its caches are laid out: a state fits where both are equal."""
 
 def lease_acquire(ctx: ContextBase) -> int:
     """Lease a free sequence id, from the top. Releases the GIL."""

@@ -298,14 +298,14 @@ def budget(ContextBase ctx not None) -> tuple[int | None, bool]:
     return None if n < 0 else n, native.store_of(handle.get()[0]).evict
 
 
-def layout_signature(ContextBase ctx not None) -> bytes:
-    """How the context's caches are laid out: a state fits where this is equal."""
+def layout_signature(ContextBase ctx not None) -> tuple[bytes, bytes]:
+    """How the context rotates its keys, and how its caches are laid out: a state fits where both are equal."""
     cdef core.ContextHandle handle = ctx.pin()  # nothing that changes is read, so nobody need be kept out
     cdef core.Status status
-    cdef vector[uint8_t] out
+    cdef native.LayoutSignature out
     status = native.layout_signature(handle.get()[0], out)
     check(status)
-    return bytes(out)
+    return bytes(out.rope), bytes(out.tensors)
 
 
 def lease_acquire(ContextBase ctx not None) -> int:

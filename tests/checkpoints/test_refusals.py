@@ -60,9 +60,9 @@ def test_keys_rotated_otherwise_do_not_fit(llama: lloyal.Model, new_context: Mak
     ctx, other = new_context(llama), new_context(llama, **options)
     feed(ctx, (0, 0, some(40)))
     with ctx.checkpoint(0) as checkpoint:
-        with pytest.raises(errors.StateMismatch):
+        with pytest.raises(errors.StateMismatch, match="rope"):
             checkpoint.restore(0, ctx=other)
-        with pytest.raises(errors.StateMismatch):
+        with pytest.raises(errors.StateMismatch, match="rope is"):
             lloyal.Checkpoint.from_bytes(other, checkpoint.to_bytes())
 
 
@@ -80,7 +80,7 @@ def test_factors_for_longer_contexts_do_not_fit(new_context: Make, tmp_path: Pat
             checkpoint.restore(0, ctx=same_side)
             with pytest.raises(errors.StateMismatch, match="n_ctx"):
                 checkpoint.restore(0, ctx=longer)
-            with pytest.raises(errors.StateMismatch):
+            with pytest.raises(errors.StateMismatch, match="rope is"):
                 lloyal.Checkpoint.from_bytes(longer, checkpoint.to_bytes())
 
 
