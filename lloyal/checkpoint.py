@@ -244,6 +244,7 @@ class Checkpoint(native.CheckpointBase):
         try:
             checkpoint.tokens = header["tokens"]
         except InvalidArgument as error:
+            checkpoint.release()
             raise StateMismatch(f"the checkpoint's header: {error}") from None
         return checkpoint
 

@@ -42,6 +42,7 @@ bool find_cells(const llama_kv_cache & cache, SeqId seq, const Runs & rows, std:
     }
     const llama_kv_cells & cells = cache.get_cells(seq);
     std::vector<Segment> held;
+    // As `append`, but without making a Segment for every cell.
     const auto hold = [&held](Pos pos, uint32_t cell) {
         Segment * last = held.empty() ? nullptr : &held.back();
         if (last && last->row + last->n == cell && last->pos + Pos(last->n) == pos) {
@@ -346,8 +347,9 @@ Status checkpoint_to_host(CheckpointBox & ck, CheckpointHandle & out) noexcept {
     }
     return checkpoint_guarded([&]() -> Status {
         ContextBox & box = *ck.context;
-        if (ck.evicted) { // only whoever is in its context evicts
-            return Status(Code::stale_checkpoint, "this checkpoint was evicted to keep the budget (pin it to keep it)");
+        // Nobody can evict it meanwhile: that takes being in its context, where we are.
+        if (Status status = check_not_evicted(ck); !status.ok()) {
+            return status;
         }
         CheckpointHandle copy = new_checkpoint(ck.context, ck.seq, Where::host, ck.partial);
         copy->rows = ck.rows;

@@ -23,7 +23,6 @@ class CheckpointStore {
 
     std::vector<KvLayout> layouts; // by cache of the memory map; empty if the memory is not taken apart
     bool whole_only;               // this memory is copied as one blob
-    bool unrotated;                // quantized keys are stored without llama.cpp's rotation
     std::shared_ptr<BufferPool> pool;
 
     int64_t budget_bytes = -1; // no budget
@@ -105,6 +104,7 @@ CheckpointStore & store_of(ContextBox & box);
 // What taking and restoring share: errors, what a context can be asked for, and which cache keeps every row.
 Status checkpoint_guarded(const std::function<Status()> & body) noexcept;
 Status check_checkpointable(const ContextBox & box, SeqId seq, const char * name);
+Status check_not_evicted(const CheckpointBox & checkpoint);
 Status check_lease(const CheckpointBox & checkpoint); // where=cells: that its cells still are what they were
 bool is_base(const MemoryMap & map, size_t cache);
 constexpr Pos POS_END = std::numeric_limits<Pos>::max();

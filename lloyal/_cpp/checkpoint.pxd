@@ -56,7 +56,7 @@ cdef extern from "checkpoint.hpp" namespace "lloyal" nogil:
     Status checkpoint_restore(CheckpointBox& checkpoint, ContextBox& context, int32_t dest)
     Status checkpoint_trim(ContextBox& box)
     Status checkpoint_to_host(CheckpointBox& checkpoint, CheckpointHandle& out)
-    cppclass Estimate:
+    struct Estimate:
         size_t copied_bytes
         int64_t rows
         int64_t free_cells

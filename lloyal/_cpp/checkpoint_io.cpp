@@ -91,12 +91,9 @@ template <typename T> bool no_exponent_is(const uint8_t * data, size_t size, siz
 // NaN or infinity would outlive its sequence: rows of free cells are masked by arithmetic, and spoil every other sequence.
 bool is_finite(ggml_type type, const uint8_t * data, size_t size) {
     switch (type) {
-        case GGML_TYPE_F32:
-            return no_exponent_is<uint32_t>(data, size, 4, 0x7f800000);
-        case GGML_TYPE_F16:
-            return no_exponent_is<uint16_t>(data, size, 2, 0x7c00);
-        case GGML_TYPE_BF16:
-            return no_exponent_is<uint16_t>(data, size, 2, 0x7f80);
+        case GGML_TYPE_F32: return no_exponent_is<uint32_t>(data, size, 4, 0x7f800000);
+        case GGML_TYPE_F16: return no_exponent_is<uint16_t>(data, size, 2, 0x7c00);
+        case GGML_TYPE_BF16: return no_exponent_is<uint16_t>(data, size, 2, 0x7f80);
         // Blocks begin with their scale in f16, some have a minimum after it.
         case GGML_TYPE_Q4_1:
         case GGML_TYPE_Q5_1:
@@ -104,8 +101,7 @@ bool is_finite(ggml_type type, const uint8_t * data, size_t size) {
                 return false;
             }
             [[fallthrough]];
-        default:
-            return no_exponent_is<uint16_t>(data, size, ggml_type_size(type), 0x7c00);
+        default: return no_exponent_is<uint16_t>(data, size, ggml_type_size(type), 0x7c00);
     }
 }
 
@@ -156,7 +152,7 @@ Status layout_signature(ContextBox & box, LayoutSignature & out) noexcept {
             const llama_layer & layer = box.model->ptr->layers[size_t(il)];
             put(uint8_t(layer.rope_long && box.model->ptr->get_rope_factors(cparams, il) == layer.rope_long));
         }
-        put(uint8_t(store.unrotated));
+        put(uint8_t(box.map.unrotated));
         into = &out.tensors;
         put(int32_t(box.map.kind));
         put(uint8_t(box.map.unified));
@@ -195,8 +191,8 @@ Status export_size(const CheckpointBox & ck, size_t & size) {
     if (Status status = check_kind(*ck.context, store); !status.ok()) {
         return status;
     }
-    if (ck.evicted) {
-        return Status(Code::stale_checkpoint, "this checkpoint was evicted to keep the budget (pin it to keep it)");
+    if (Status status = check_not_evicted(ck); !status.ok()) {
+        return status;
     }
     if (ck.whole) {
         return Status(Code::unsupported, "a checkpoint with repeated positions (M-RoPE images) cannot be serialized");

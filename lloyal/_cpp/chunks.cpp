@@ -108,14 +108,6 @@ size_t KvLayout::row_bytes() const {
     return n;
 }
 
-size_t Chunk::bytes() const {
-    size_t n = 0;
-    for (const auto & buffer : buffers) {
-        n += buffer->size();
-    }
-    return n;
-}
-
 size_t Chunk::meta_bytes() const {
     return sizeof(Chunk) + rows.list().size() * sizeof(Run) + ext.size() * sizeof ext[0] +
            places.size() * sizeof places[0] + buffers.size() * (sizeof buffers[0] + sizeof(DeviceBuffer));

@@ -58,7 +58,6 @@ struct Chunk {
     std::vector<std::shared_ptr<DeviceBuffer>> buffers;
     mutable std::weak_ptr<const SegmentList> home; // a list that ends in it; for whoever is in the context
 
-    size_t bytes() const;
     size_t meta_bytes() const;
     // Where piece `k` of row `row` of tensor `t` lies.
     size_t offset(const RowTensor & tensor, size_t t, uint32_t row, uint32_t k) const {

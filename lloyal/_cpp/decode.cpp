@@ -265,12 +265,10 @@ Status failure(const ContextBox & box, int32_t rc, const Batch & batch) {
                                " more tokens: free a sequence (seq_rm), or "
                                "raise n_ctx"),
                           rc);
-        case 2:
-            return Status(Code::aborted, text("the decode was aborted; ", kept), rc);
+        case 2: return Status(Code::aborted, text("the decode was aborted; ", kept), rc);
         case -1:
             return Status(Code::invalid_batch, "llama.cpp refused the batch" + (log.empty() ? "" : ": " + log), rc);
-        default:
-            return Status(Code::decode_failed, text("llama.cpp failed with code ", rc, "; ", kept), rc);
+        default: return Status(Code::decode_failed, text("llama.cpp failed with code ", rc, "; ", kept), rc);
     }
 }
 

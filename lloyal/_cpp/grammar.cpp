@@ -61,28 +61,20 @@ class Scanner {
 
     Status step() {
         switch (*at_) {
-            case '"':
-                return enclosed('"');
-            case '[':
-                return enclosed(']');
-            case '<':
-                return enclosed('>');
-            case '{':
-                return repetition();
+            case '"': return enclosed('"');
+            case '[': return enclosed(']');
+            case '<': return enclosed('>');
+            case '{': return repetition();
             case '#':
             case ' ':
             case '\t':
             case '\r':
-            case '\n':
-                at_ = skip_space(at_);
-                return {};
+            case '\n': at_ = skip_space(at_); return {};
             case '(':
                 ++at_;
                 return ++depth_ <= MAX_DEPTH ? Status()
                                              : invalid(where() + text("parentheses go more than ", MAX_DEPTH, " deep"));
-            case ')':
-                --depth_;
-                [[fallthrough]];
+            case ')': --depth_; [[fallthrough]];
             default:
                 symbol_ = 1;
                 ++at_;

@@ -80,8 +80,8 @@ struct ContextBox {
     ModelHandle model;
     // Whatever else the native context points into: a parent context.
     std::vector<std::shared_ptr<void>> keeps;
-    std::vector<std::pair<std::shared_ptr<AdapterBox>, float>>
-        adapters; // the LoRA adapters that are set, and their scales
+    // The LoRA adapters that are set, and their scales.
+    std::vector<std::pair<std::shared_ptr<AdapterBox>, float>> adapters;
     bool control_vector_failed = false;
     std::map<SeqId, SamplerHandle> samplers; // the chains its back end runs, by sequence
     llama_context * ptr = nullptr;

@@ -39,24 +39,15 @@ Status no_memory() {
 
 const char * memory_kind_name(MemoryKind kind) {
     switch (kind) {
-        case MemoryKind::none:
-            return "none";
-        case MemoryKind::attention:
-            return "attention";
-        case MemoryKind::sliding_window:
-            return "sliding_window";
-        case MemoryKind::recurrent:
-            return "recurrent";
-        case MemoryKind::hybrid:
-            return "hybrid";
-        case MemoryKind::hybrid_sliding_window:
-            return "hybrid_sliding_window";
-        case MemoryKind::sparse_attention:
-            return "sparse_attention";
-        case MemoryKind::compressed:
-            return "compressed";
-        case MemoryKind::hybrid_indexed:
-            return "hybrid_indexed";
+        case MemoryKind::none: return "none";
+        case MemoryKind::attention: return "attention";
+        case MemoryKind::sliding_window: return "sliding_window";
+        case MemoryKind::recurrent: return "recurrent";
+        case MemoryKind::hybrid: return "hybrid";
+        case MemoryKind::hybrid_sliding_window: return "hybrid_sliding_window";
+        case MemoryKind::sparse_attention: return "sparse_attention";
+        case MemoryKind::compressed: return "compressed";
+        case MemoryKind::hybrid_indexed: return "hybrid_indexed";
     }
     return "none";
 }
@@ -141,22 +132,18 @@ MemoryMap::MemoryMap(const llama_model & model, const llama_context & context, l
     quantized = !caches.empty() && (ggml_is_quantized(params.type_k) || ggml_is_quantized(params.type_v));
     // Quantized keys are rotated through a matrix that heads of other sizes do not have; other types abort in rope.
     const char * no_matrix = std::getenv("LLAMA_ATTN_ROT_DISABLE");
+    unrotated = quantized && no_matrix && std::atoi(no_matrix) != 0;
     keys_rotate = params.type_k == GGML_TYPE_F32 || params.type_k == GGML_TYPE_F16 ||
-                  (ggml_is_quantized(params.type_k) && hparams.n_embd_head_k() % 64 == 0 &&
-                   !(no_matrix && std::atoi(no_matrix) != 0));
+                  (ggml_is_quantized(params.type_k) && hparams.n_embd_head_k() % 64 == 0 && !unrotated);
 }
 
 int32_t MemoryMap::window_begin(int32_t pos) const {
     const int32_t n = int32_t(n_swa);
     switch (swa_type) {
-        case LLAMA_SWA_TYPE_STANDARD:
-            return std::max(0, pos - n + 1);
-        case LLAMA_SWA_TYPE_CHUNKED:
-            return n > 0 ? pos / n * n : 0;
-        case LLAMA_SWA_TYPE_SYMMETRIC:
-            return std::max(0, pos - n / 2);
-        default:
-            return 0;
+        case LLAMA_SWA_TYPE_STANDARD: return std::max(0, pos - n + 1);
+        case LLAMA_SWA_TYPE_CHUNKED: return n > 0 ? pos / n * n : 0;
+        case LLAMA_SWA_TYPE_SYMMETRIC: return std::max(0, pos - n / 2);
+        default: return 0;
     }
 }
 

@@ -52,6 +52,7 @@ struct MemoryMap {
     int32_t type_k = -1;  // ggml types of the caches, by the parameters
     int32_t type_v = -1;
     bool quantized = false;   // K or V is a block type
+    bool unrotated = false;   // quantized keys are stored without llama.cpp's fixed rotation
     bool keys_rotate = false; // llama.cpp can rotate keys of this type when positions change
     uint32_t n_swa = 0;
     int swa_type = 0;

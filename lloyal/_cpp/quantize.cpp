@@ -104,13 +104,11 @@ bool can_quantize_to(ggml_type type) {
     switch (type) {
         case GGML_TYPE_F32:
         case GGML_TYPE_F16:
-        case GGML_TYPE_BF16:
-            return true;
+        case GGML_TYPE_BF16: return true;
         case GGML_TYPE_Q8_1:
         case GGML_TYPE_Q8_K: // what products are computed in, not stored
             return false;
-        default:
-            return type < GGML_TYPE_COUNT && ggml_is_quantized(type);
+        default: return type < GGML_TYPE_COUNT && ggml_is_quantized(type);
     }
 }
 

@@ -249,15 +249,18 @@ struct Restore {
         return std::all_of(reads.begin(), reads.end(), [&](const KvRead & read) {
             const size_t need = size_t(read.rows.size());
             const size_t n = free_cells(box.map, read.cache, dest);
-            const Pos kept = source == dest && is_base(box.map, read.cache) ? shared_end : 0;
-            return need <= n || (giving_up_dest && need <= n + own_cells(*box.map.caches[read.cache], dest, kept));
+            return need <= n ||
+                   (giving_up_dest && need <= n + own_cells(*box.map.caches[read.cache], dest, kept_end(read.cache)));
         });
     }
 
+    // The rows of `dest` before this position are the checkpoint's own, and stay.
+    Pos kept_end(size_t cache) const { return source == dest && is_base(box.map, cache) ? shared_end : 0; }
+
     // Free what `fits(true)` counted.
     void give_up_dest() {
-        for (llama_kv_cache * cache : box.map.caches) {
-            cache->seq_rm(dest, source == dest && cache != box.map.window ? shared_end : -1, -1);
+        for (size_t i = 0; i < box.map.caches.size(); ++i) {
+            box.map.caches[i]->seq_rm(dest, kept_end(i), -1);
         }
     }
 
@@ -305,14 +308,9 @@ struct Restore {
                 }
                 continue;
             }
-            const bool shares = source >= 0 && is_base(box.map, i);
-            if (shares && source == dest) {
-                cache.seq_rm(dest, shared_end, -1);
-            } else {
-                cache.seq_rm(dest, -1, -1);
-                if (shares) {
-                    cache.seq_cp(source, dest, -1, shared_end);
-                }
+            cache.seq_rm(dest, kept_end(i), -1);
+            if (source >= 0 && source != dest && is_base(box.map, i)) {
+                cache.seq_cp(source, dest, -1, shared_end);
             }
             if (spare >= 0 && read != reads.end() && !read->rows.empty()) {
                 cache.seq_cp(spare, dest, -1, -1);
@@ -324,6 +322,7 @@ struct Restore {
             box.map.recurrent->seq_cp(spare, dest, -1, -1);
             box.map.recurrent->seq_rm(spare, -1, -1);
         }
+        finish();
     }
 
     void finish() {
@@ -345,24 +344,20 @@ Status restore_parts(Restore & restore) {
     restore.plan(true);
     if (!restore.ck.recurrent && !restore.reads_rows()) {
         restore.swap_in(-1);
-        restore.finish();
         return {};
     }
     // An empty sequence has nothing to lose: what fails leaves it empty, and there is nothing to swap.
     const bool in_place = restore.source < 0 && box.provenance.of(dest).empty() && box.memory->seq_pos_max(dest) < 0;
     const SeqId spare = box.map.unified && !in_place ? find_spare(box, dest) : -1;
-    if (spare >= 0 && restore.fits(false)) {
+    const auto stage = [&] {
         try {
             restore.read_into(spare);
         } catch (...) {
             drop_sequence(box, spare);
             throw;
         }
-        restore.swap_in(spare);
-        restore.finish();
-        return {};
-    }
-    const auto read_or_empty = [&](auto && read) -> Status {
+    };
+    const auto or_empty = [&](auto && read) -> Status {
         try {
             read();
             return {};
@@ -372,32 +367,29 @@ Status restore_parts(Restore & restore) {
             return status;
         }
     };
+    if (spare >= 0 && restore.fits(false)) {
+        stage();
+        restore.swap_in(spare);
+        return {};
+    }
     // No room beside the destination: what it holds goes first, but for the rows that are shared;
     if (spare >= 0 && restore.source >= 0 && restore.fits(true)) {
-        const auto read = [&] {
-            try {
-                restore.give_up_dest();
-                restore.read_into(spare);
-            } catch (...) {
-                drop_sequence(box, spare);
-                throw;
-            }
-        };
-        if (Status status = read_or_empty(read); !status.ok()) {
-            return status;
+        const Status status = or_empty([&] {
+            restore.give_up_dest();
+            stage();
+        });
+        if (status.ok()) {
+            restore.swap_in(spare);
         }
-        restore.swap_in(spare);
-        restore.finish();
-        return {};
+        return status;
     }
     // or everything that has to be read goes straight into it.
     if (!restore.reads_rows()) {
-        if (Status status = read_or_empty([&] { restore.read_state_into(dest); }); !status.ok()) {
-            return status;
+        const Status status = or_empty([&] { restore.read_state_into(dest); });
+        if (status.ok()) {
+            restore.swap_in(-1);
         }
-        restore.swap_in(-1);
-        restore.finish();
-        return {};
+        return status;
     }
     restore.source = -1;
     restore.shared_end = 0;
@@ -408,7 +400,7 @@ Status restore_parts(Restore & restore) {
                                              "what sequence ",
                                              dest, " holds: free another sequence, or raise n_ctx"));
     }
-    if (Status status = read_or_empty([&] { restore.read_into(dest); }); !status.ok()) {
+    if (Status status = or_empty([&] { restore.read_into(dest); }); !status.ok()) {
         return status;
     }
     if (restore.ck.partial) {
@@ -525,6 +517,12 @@ Status check_layout(ContextBox & from, ContextBox & to) {
 
 } // namespace
 
+Status check_not_evicted(const CheckpointBox & ck) {
+    return ck.evicted
+               ? Status(Code::stale_checkpoint, "this checkpoint was evicted to keep the budget (pin it to keep it)")
+               : Status();
+}
+
 Status check_lease(const CheckpointBox & ck) {
     if (ck.context->provenance.of(ck.lease) == ck.rows) {
         return {};
@@ -540,8 +538,8 @@ Status checkpoint_restore(CheckpointBox & ck, ContextBox & box, SeqId dest) noex
             return status;
         }
         std::lock_guard<std::mutex> lock(ck.content);
-        if (ck.evicted) {
-            return Status(Code::stale_checkpoint, "this checkpoint was evicted to keep the budget (pin it to keep it)");
+        if (Status status = check_not_evicted(ck); !status.ok()) {
+            return status;
         }
         if (box.leases[dest] == Lease::checkpoint) {
             return Status(Code::no_lease, text("sequence ", dest, " holds the cells of a checkpoint"));

@@ -160,10 +160,8 @@ bool can_stand_on(const llama_grammar_element & element) {
         case LLAMA_GRETYPE_CHAR_NOT:
         case LLAMA_GRETYPE_CHAR_ANY:
         case LLAMA_GRETYPE_TOKEN:
-        case LLAMA_GRETYPE_TOKEN_NOT:
-            return true;
-        default:
-            return false;
+        case LLAMA_GRETYPE_TOKEN_NOT: return true;
+        default: return false;
     }
 }
 
@@ -257,12 +255,8 @@ void save_leaf(Writer & out, const llama_sampler * sampler) {
             save_rng(out, xtc.rng);
             break;
         }
-        case SamplerType::mirostat:
-            save_mirostat(out, of<llama_sampler_mirostat>(sampler));
-            break;
-        case SamplerType::mirostat_v2:
-            save_mirostat(out, of<llama_sampler_mirostat_v2>(sampler));
-            break;
+        case SamplerType::mirostat: save_mirostat(out, of<llama_sampler_mirostat>(sampler)); break;
+        case SamplerType::mirostat_v2: save_mirostat(out, of<llama_sampler_mirostat_v2>(sampler)); break;
         case SamplerType::adaptive_p: {
             const auto & adaptive = of<llama_sampler_adaptive_p>(sampler);
             out.put(adaptive.seed_cur);
@@ -273,19 +267,14 @@ void save_leaf(Writer & out, const llama_sampler * sampler) {
             save_rng(out, adaptive.rng);
             break;
         }
-        case SamplerType::penalties:
-            save_tokens(out, of<llama_sampler_penalties>(sampler).prev.to_vector());
-            break;
-        case SamplerType::dry:
-            save_tokens(out, of<llama_sampler_dry>(sampler).last_tokens.to_vector());
-            break;
+        case SamplerType::penalties: save_tokens(out, of<llama_sampler_penalties>(sampler).prev.to_vector()); break;
+        case SamplerType::dry: save_tokens(out, of<llama_sampler_dry>(sampler).last_tokens.to_vector()); break;
         case SamplerType::grammar:
             if (const llama_grammar * grammar = of<llama_sampler_grammar>(sampler).grammar) {
                 save_grammar(out, *grammar);
             }
             break;
-        default:
-            break; // remembers nothing
+        default: break; // remembers nothing
     }
 }
 
@@ -314,12 +303,8 @@ void load_leaf(Reader & in, llama_sampler * sampler) {
             load_rng(in, xtc.rng);
             break;
         }
-        case SamplerType::mirostat:
-            load_mirostat(in, of<llama_sampler_mirostat>(sampler));
-            break;
-        case SamplerType::mirostat_v2:
-            load_mirostat(in, of<llama_sampler_mirostat_v2>(sampler));
-            break;
+        case SamplerType::mirostat: load_mirostat(in, of<llama_sampler_mirostat>(sampler)); break;
+        case SamplerType::mirostat_v2: load_mirostat(in, of<llama_sampler_mirostat_v2>(sampler)); break;
         case SamplerType::adaptive_p: {
             auto & adaptive = of<llama_sampler_adaptive_p>(sampler);
             adaptive.seed_cur = in.get<uint32_t>();
@@ -330,19 +315,14 @@ void load_leaf(Reader & in, llama_sampler * sampler) {
             load_rng(in, adaptive.rng);
             break;
         }
-        case SamplerType::penalties:
-            load_tokens(in, sampler, of<llama_sampler_penalties>(sampler).n_vocab);
-            break;
-        case SamplerType::dry:
-            load_tokens(in, sampler, INT32_MAX);
-            break;
+        case SamplerType::penalties: load_tokens(in, sampler, of<llama_sampler_penalties>(sampler).n_vocab); break;
+        case SamplerType::dry: load_tokens(in, sampler, INT32_MAX); break;
         case SamplerType::grammar:
             if (llama_grammar * grammar = of<llama_sampler_grammar>(sampler).grammar) {
                 load_grammar(in, *grammar);
             }
             break;
-        default:
-            break;
+        default: break;
     }
 }
 
@@ -373,8 +353,7 @@ void repair_copy(const llama_sampler * from, llama_sampler * to) {
             case SamplerType::mirostat_v2:
                 of<llama_sampler_mirostat_v2>(copies[i]).seed_cur = of<llama_sampler_mirostat_v2>(sources[i]).seed_cur;
                 break;
-            default:
-                break;
+            default: break;
         }
     }
 }

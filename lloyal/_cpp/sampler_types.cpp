@@ -80,12 +80,8 @@ void describe(Fingerprint & print, const llama_sampler * sampler) {
                 print.add(sampler_config(link.ptr));
             }
             break;
-        case SamplerType::empty:
-            print.add(std::string(of<llama_sampler_empty>(sampler).name));
-            break;
-        case SamplerType::top_k:
-            print.add(of<llama_sampler_top_k>(sampler).k);
-            break;
+        case SamplerType::empty: print.add(std::string(of<llama_sampler_empty>(sampler).name)); break;
+        case SamplerType::top_k: print.add(of<llama_sampler_top_k>(sampler).k); break;
         case SamplerType::top_p:
             print.add(of<llama_sampler_top_p>(sampler).p);
             print.add(of<llama_sampler_top_p>(sampler).min_keep);
@@ -98,9 +94,7 @@ void describe(Fingerprint & print, const llama_sampler * sampler) {
             print.add(of<llama_sampler_typical>(sampler).p);
             print.add(of<llama_sampler_typical>(sampler).min_keep);
             break;
-        case SamplerType::temp:
-            print.add(of<llama_sampler_temp>(sampler).temp);
-            break;
+        case SamplerType::temp: print.add(of<llama_sampler_temp>(sampler).temp); break;
         case SamplerType::temp_ext:
             print.add(of<llama_sampler_temp_ext>(sampler).temp);
             print.add(of<llama_sampler_temp_ext>(sampler).delta);
@@ -143,9 +137,7 @@ void describe(Fingerprint & print, const llama_sampler * sampler) {
             print.add(of<llama_sampler_penalties>(sampler).penalty_freq);
             print.add(of<llama_sampler_penalties>(sampler).penalty_present);
             break;
-        case SamplerType::top_n_sigma:
-            print.add(of<llama_sampler_top_n_sigma>(sampler).n);
-            break;
+        case SamplerType::top_n_sigma: print.add(of<llama_sampler_top_n_sigma>(sampler).n); break;
         case SamplerType::dry: {
             const auto & dry = of<llama_sampler_dry>(sampler);
             print.add(dry.dry_multiplier);
@@ -172,8 +164,7 @@ void describe(Fingerprint & print, const llama_sampler * sampler) {
                 print.add(bias.bias);
             }
             break;
-        default:
-            break; // has no parameters but a seed
+        default: break; // has no parameters but a seed
     }
 }
 
@@ -226,27 +217,13 @@ bool sampler_seed(const llama_sampler * sampler, uint32_t & seed) {
         const bool before = found;
         found = true;
         switch (sampler_type(leaf)) {
-            case SamplerType::dist:
-                seed = of<DistSampler>(leaf).seed_cur;
-                break;
-            case SamplerType::llama_dist:
-                seed = of<llama_sampler_dist>(leaf).seed_cur;
-                break;
-            case SamplerType::xtc:
-                seed = of<llama_sampler_xtc>(leaf).seed_cur;
-                break;
-            case SamplerType::mirostat:
-                seed = of<llama_sampler_mirostat>(leaf).seed_cur;
-                break;
-            case SamplerType::mirostat_v2:
-                seed = of<llama_sampler_mirostat_v2>(leaf).seed_cur;
-                break;
-            case SamplerType::adaptive_p:
-                seed = of<llama_sampler_adaptive_p>(leaf).seed_cur;
-                break;
-            default:
-                found = before;
-                break;
+            case SamplerType::dist: seed = of<DistSampler>(leaf).seed_cur; break;
+            case SamplerType::llama_dist: seed = of<llama_sampler_dist>(leaf).seed_cur; break;
+            case SamplerType::xtc: seed = of<llama_sampler_xtc>(leaf).seed_cur; break;
+            case SamplerType::mirostat: seed = of<llama_sampler_mirostat>(leaf).seed_cur; break;
+            case SamplerType::mirostat_v2: seed = of<llama_sampler_mirostat_v2>(leaf).seed_cur; break;
+            case SamplerType::adaptive_p: seed = of<llama_sampler_adaptive_p>(leaf).seed_cur; break;
+            default: found = before; break;
         }
     }
     return found;
@@ -255,14 +232,9 @@ bool sampler_seed(const llama_sampler * sampler, uint32_t & seed) {
 int32_t sampler_n_vocab(const llama_sampler * sampler) {
     const llama_vocab * vocab = nullptr;
     switch (sampler_type(sampler)) {
-        case SamplerType::grammar:
-            vocab = of<llama_sampler_grammar>(sampler).vocab;
-            break;
-        case SamplerType::infill:
-            vocab = of<llama_sampler_infill>(sampler).vocab;
-            break;
-        default:
-            break;
+        case SamplerType::grammar: vocab = of<llama_sampler_grammar>(sampler).vocab; break;
+        case SamplerType::infill: vocab = of<llama_sampler_infill>(sampler).vocab; break;
+        default: break;
     }
     return vocab ? llama_vocab_n_tokens(vocab) : 0;
 }
@@ -274,9 +246,7 @@ BackendEffect sampler_backend_effect(const llama_sampler * sampler) {
             effect.keeps_order = false;
             effect.n_candidates = of<llama_sampler_top_k>(sampler).k;
             break;
-        case SamplerType::top_p:
-            effect.keeps_order = false;
-            break;
+        case SamplerType::top_p: effect.keeps_order = false; break;
         case SamplerType::temp:
         case SamplerType::temp_ext: {
             const float temp = sampler_type(sampler) == SamplerType::temp ? of<llama_sampler_temp>(sampler).temp
@@ -287,14 +257,9 @@ BackendEffect sampler_backend_effect(const llama_sampler * sampler) {
             }
             break;
         }
-        case SamplerType::penalties:
-            effect.n_vocab = of<llama_sampler_penalties>(sampler).n_vocab;
-            break;
-        case SamplerType::logit_bias:
-            effect.n_vocab = of<llama_sampler_logit_bias>(sampler).n_vocab;
-            break;
-        default:
-            break;
+        case SamplerType::penalties: effect.n_vocab = of<llama_sampler_penalties>(sampler).n_vocab; break;
+        case SamplerType::logit_bias: effect.n_vocab = of<llama_sampler_logit_bias>(sampler).n_vocab; break;
+        default: break;
     }
     return effect;
 }

@@ -2,16 +2,13 @@
 #include "checkpoint.hpp"
 
 #include <algorithm>
-#include <cstdlib>
 #include <set>
 #include <unordered_map>
 #include <unordered_set>
 
 namespace lloyal {
 
-CheckpointStore::CheckpointStore(ContextBox & box)
-    : whole_only(false), unrotated(box.map.quantized && std::getenv("LLAMA_ATTN_ROT_DISABLE")),
-      pool(std::make_shared<BufferPool>()) {
+CheckpointStore::CheckpointStore(ContextBox & box) : whole_only(false), pool(std::make_shared<BufferPool>()) {
     if (box.map.shared) {
         return;
     }
@@ -20,8 +17,7 @@ CheckpointStore::CheckpointStore(ContextBox & box)
         case MemoryKind::sliding_window:
         case MemoryKind::recurrent:
         case MemoryKind::hybrid:
-        case MemoryKind::hybrid_sliding_window:
-            break;
+        case MemoryKind::hybrid_sliding_window: break;
         default:
             whole_only = true; // caches that mirror each other or fold rows: copied as one
             return;

@@ -256,11 +256,7 @@ def estimate(ContextBase ctx not None, seq_id: int, bint partial) -> dict[str, A
         status = native.checkpoint_estimate(handle, seq, partial, found)
         leave(handle)
     check(status)
-    return {
-        "copied_bytes": found.copied_bytes, "rows": found.rows, "free_cells": found.free_cells, "n_cells": found.n_cells,
-        "device_free": found.device_free, "is_host": found.is_host,
-        "device_seconds": found.device_seconds, "cells_seconds": found.cells_seconds,
-    }
+    return found
 
 
 def pool_idle_bytes(ContextBase ctx not None) -> int:

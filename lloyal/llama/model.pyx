@@ -118,11 +118,8 @@ cdef class Model(ModelInfo):
             names.push_back(os.fsencode(part))
         if params.devices is not None:
             for wanted in params.devices:
-                device = _find_device(wanted, "devices")
+                device = _find_device(wanted, "devices", connections)
                 devices.push_back(device.ptr)
-                connection = connect_device(device)
-                if connection is not None:
-                    connections.append(connection)
             if devices.empty():
                 # llama.cpp reads an empty list as "none"
                 devices.push_back(no_device)
@@ -131,10 +128,7 @@ cdef class Model(ModelInfo):
         if split.size() > c.llama_max_devices():
             raise InvalidArgument(f"tensor_split has {split.size()} shares, there are at most {c.llama_max_devices()} devices")
         for pattern, wanted in (params.tensor_buft_overrides or {}).items():
-            device = _find_device(wanted, "tensor_buft_overrides")
-            connection = connect_device(device)
-            if connection is not None:
-                connections.append(connection)
+            device = _find_device(wanted, "tensor_buft_overrides", connections)
             patterns.push_back(pattern.encode())
             places.push_back(device.ptr)
         for key, value in (params.kv_overrides or {}).items():
@@ -231,14 +225,16 @@ cdef c.llama_model_kv_override kv_override(bytes key, value) except *:
     return entry
 
 
-def _find_device(wanted, parameter) -> Device:
+def _find_device(wanted, parameter, list connections) -> Device:
+    """The device of a name; the connection to its server, if it is on one, goes to `connections`."""
     from lloyal.llama.backend import devices
 
-    if isinstance(wanted, Device):
-        return wanted
-    known = devices()
+    known = [wanted] if isinstance(wanted, Device) else devices()
     for device in known:
-        if device.name == wanted:
+        if device is wanted or device.name == wanted:
+            connection = connect_device(device)
+            if connection is not None:
+                connections.append(connection)
             return device
     raise InvalidArgument(f"{parameter}: there is no {wanted!r}; there are {', '.join(device.name for device in known)}")
 

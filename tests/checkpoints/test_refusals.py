@@ -66,7 +66,7 @@ def test_keys_rotated_otherwise_do_not_fit(llama: lloyal.Model, new_context: Mak
             lloyal.Checkpoint.from_bytes(other, checkpoint.to_bytes())
 
 
-def test_factors_for_longer_contexts_do_not_fit(new_context: Make, tmp_path: Path, monkeypatch: Any) -> None:
+def test_factors_for_longer_contexts_do_not_fit(new_context: Make, tmp_path: Path) -> None:
     """Models with two sets of rope factors rotate their keys by the one that suits n_ctx."""
     recipe = models.llama(0)
     recipe.keys |= {"rope.scaling.type": "longrope", "rope.scaling.original_context_length": 512}

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pytest
 
 import lloyal
-from tests.decode import distance, feed
+from tests.decode import feed, same
 
 pytestmark = pytest.mark.gpu
 
@@ -26,10 +25,6 @@ def ctx(request: pytest.FixtureRequest) -> Iterator[lloyal.Context]:
             yield made
 
 
-def close(got: np.ndarray, expected: np.ndarray) -> bool:
-    return distance(got, expected) <= 2e-2 * float(np.abs(expected).max())
-
-
 def test_the_cache_is_on_the_gpu(ctx: lloyal.Context) -> None:
     feed(ctx, (0, 0, TOKENS))
     with ctx.checkpoint(0, where="device") as checkpoint:
@@ -43,7 +38,7 @@ def test_the_raw_flag_keeps_the_tensors_there(ctx: lloyal.Context) -> None:
     assert len(device) < len(host) / 4
     expected = feed(ctx, (0, 300, [5]))[0]
     ctx.state_seq_set_data_ext(device, 0, FLAG)
-    assert close(feed(ctx, (0, 300, [5]))[0], expected)
+    assert same(feed(ctx, (0, 300, [5]))[0], expected)
 
 
 @pytest.mark.parametrize("where", ["device", "host", "cells"])
@@ -59,7 +54,7 @@ def test_checkpoints_restore_what_was_there(ctx: lloyal.Context, where: str) -> 
             states.append(ctx.state_seq_get_data_ext(1))
             expected.append(feed(ctx, (1, end, [5]))[0])
         assert states[0] == states[1]
-        assert close(expected[-1], expected[-2])
+        assert same(expected[-1], expected[-2])
         checkpoint.release()
 
 
