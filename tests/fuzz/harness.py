@@ -1,0 +1,116 @@
+"""What generators share: a worker process that may die, and cutting down a list of operations that fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Worker:
+    """A process of a module of ``tests.fuzz`` that answers requests, and is started again when it dies or hangs."""
+
+    def __init__(self, module: str, seconds: float = 60.0) -> None:
+        self.module = module
+        self.seconds = seconds
+        self.process: subprocess.Popen[bytes] | None = None
+        self.buffer = b""
+
+    def start(self) -> subprocess.Popen[bytes]:
+        self.errors = tempfile.TemporaryFile()
+        self.buffer = b""
+        return subprocess.Popen(
+            [sys.executable, "-P", "-X", "faulthandler", str(ROOT / "tests/fuzz/serve.py"), str(ROOT), self.module],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            # llama.cpp attaches a debugger to a process that aborts, unless told not to; memory that was freed or
+            # never written does not look like zeros
+            env=os.environ | {"GGML_NO_BACKTRACE": "1", "MALLOC_PERTURB_": "165"},
+        )
+
+    def ask(self, request: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
+        """The answer to a request and the operations that were announced. A death is an answer too."""
+        if self.process is None or self.process.poll() is not None:
+            self.process = self.start()
+        assert self.process.stdin is not None
+        ops: list[Any] = []
+        try:
+            self.process.stdin.write(json.dumps(request).encode() + b"\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            return self.died(), ops
+        deadline = time.monotonic() + self.seconds
+        while True:
+            line = self.line(deadline)
+            if line is None:
+                return self.died(), ops
+            found = json.loads(line)
+            if "op" in found:
+                ops.append(found["op"])
+            else:
+                return found["done"], ops
+
+    def line(self, deadline: float) -> bytes | None:
+        assert self.process is not None and self.process.stdout is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.process.stdout, selectors.EVENT_READ)
+            while b"\n" not in self.buffer:
+                if not selector.select(max(0.0, deadline - time.monotonic())):
+                    return None
+                got = os.read(self.process.stdout.fileno(), 1 << 16)
+                if not got:
+                    return None
+                self.buffer += got
+        line, self.buffer = self.buffer.split(b"\n", 1)
+        return line
+
+    def died(self) -> dict[str, Any]:
+        assert self.process is not None
+        try:
+            self.process.wait(0.5)
+            code = self.process.returncode
+            what = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+            kind = "died"
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            what, kind = f"no answer for {self.seconds:.0f} s", "hangs"
+        self.errors.seek(0)
+        text = self.errors.read().decode(errors="replace")
+        self.process = None
+        return {"problem": {"kind": kind, "message": f"{what}\n{text[-2000:]}"}, "counts": {}}
+
+    def close(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+
+def shrink(ops: list[Any], fails: Callable[[list[Any]], bool], seconds: float) -> list[Any]:
+    """Drop operations, many at a time and then one by one, while what is left still fails."""
+    deadline = time.monotonic() + seconds
+    size = max(1, len(ops) // 2)
+    while time.monotonic() < deadline:
+        at, dropped = 0, False
+        while at < len(ops) and time.monotonic() < deadline:
+            less = ops[:at] + ops[at + size :]
+            if len(less) < len(ops) and fails(less):
+                ops, dropped = less, True
+            else:
+                at += size
+        if size == 1 and not dropped:
+            break
+        size = max(1, size // 2)
+    return ops

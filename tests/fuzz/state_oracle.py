@@ -1,0 +1,236 @@
+"""What logits must be: the recipe of a sequence, computed again alone in a context that keeps every row.
+
+Another split of the same tokens moves the last bits of sums, so a bar is measured for each kind of context. What
+exceeds it is computed again in other ways before it is called wrong.
+"""
+
+from __future__ import annotations
+
+import random
+from functools import cache
+
+import numpy as np
+
+import lloyal
+from tests.checkpoints.raw_state import Cache, RawState, Tensor, parse
+from tests.fuzz.state_config import Config
+from tests.fuzz.state_model import END, Recipe, Step, is_row
+from tests.models import N_EMBD, N_VOCAB
+
+# No measured noise makes the bar lower than this part of the largest logit.
+FLOOR = {"f32": 1e-3, "f16": 1e-2, "q8_0": 3e-2, "q4_0": 1e-1}
+
+
+@cache
+def embedding(number: int) -> np.ndarray:
+    return np.random.default_rng(number).normal(0.0, 0.7, (1, N_EMBD)).astype(np.float32)
+
+
+def tokens(seed: int, n: int) -> list[int]:
+    rng = random.Random(seed)
+    return [rng.randrange(N_VOCAB) for _ in range(n)]
+
+
+class NotComparable(Exception):
+    """The oracle cannot keep what this recipe would need."""
+
+
+class Oracle:
+    N_SLOTS = 4
+
+    def __init__(self, config: Config, model: lloyal.Model, adapters: list[lloyal.llama.LoraAdapter]) -> None:
+        self.config = config
+        self.model = model
+        self.adapters = adapters
+        self.slots: list[Slot] = []
+        self.bar = 0.0
+
+    def slot(self, recipe: Recipe) -> Slot:
+        """The one that is furthest on the way to `recipe`."""
+        best, length = None, 0
+        for slot in self.slots:
+            n = len(slot.recipe)
+            if n > length and n <= len(recipe) and recipe[:n] == slot.recipe:
+                best, length = slot, n
+        if best is None:
+            if len(self.slots) < self.N_SLOTS:
+                self.slots.append(Slot(self))
+                best = self.slots[-1]
+            else:
+                best = self.slots[0]
+                best.clear()
+        self.slots.remove(best)
+        self.slots.append(best)
+        return best
+
+    def logits(self, recipe: Recipe, n_last: int) -> np.ndarray:
+        """After each of the last `n_last` steps, which compute rows; shape (n_last, n_vocab)."""
+        slot = self.slot(recipe[: len(recipe) - n_last])
+        slot.go_to(recipe[: len(recipe) - n_last])
+        return slot.rows(recipe[len(recipe) - n_last :], 256)
+
+    def differently(self, recipe: Recipe, n_last: int) -> list[np.ndarray]:
+        """The same by other splits into batches."""
+        found = []
+        for chunk in (1, 7, 33):
+            slot = self.slots[0] if self.slots else self.slot(())
+            slot.clear()
+            slot.go_to(recipe[: len(recipe) - n_last], chunk)
+            found.append(slot.rows(recipe[len(recipe) - n_last :], chunk))
+        return found
+
+    def calibrate(self) -> float:
+        """How far another split moves logits, relative to the largest."""
+        worst = 0.0
+        for seed in range(2):
+            recipe = tuple(("t", i, token, 0) for i, token in enumerate(tokens(seed, 60)))
+            whole = self.logits(recipe, 40)
+            scale = float(np.abs(whole).max())
+            worst = max(worst, *(float(np.abs(other - whole).max()) / scale for other in self.differently(recipe, 40)))
+        self.bar = max(4 * worst, FLOOR[self.config.type_k], FLOOR[self.config.type_v])
+        return worst
+
+    def far(self, got: np.ndarray, recipe: Recipe) -> str | None:
+        """Why `got`, after each of the last steps of `recipe`, is wrong; None if it is right."""
+        try:
+            expected = self.logits(recipe, len(got))
+            scale = max(float(np.abs(expected).max()), 1.0)
+            far = float(np.abs(got - expected).max()) / scale
+            if far <= self.bar:
+                return None
+            others = self.differently(recipe, len(got))
+        except NotComparable:
+            return None
+        noise = max(float(np.abs(other - expected).max()) / scale for other in others)
+        nearest = min(far, *(float(np.abs(got - other).max()) / scale for other in others))
+        if nearest <= max(self.bar, 3 * noise):
+            return None
+        worst = int(np.abs(got - expected).max(axis=1).argmax())
+        return (
+            f"logits of row {worst} of {len(got)} are off by {far:.3g} of the largest, other batches by {noise:.2g} "
+            f"(the bar is {self.bar:.2g}); by row: {np.round(np.abs(got - expected).max(axis=1) / scale, 3).tolist()}"
+        )
+
+    def close(self) -> None:
+        for slot in self.slots:
+            slot.ctx.close()
+
+
+class Slot:
+    """A context with one sequence."""
+
+    def __init__(self, oracle: Oracle) -> None:
+        self.oracle = oracle
+        self.config = oracle.config
+        self.ctx = oracle.config.oracle(oracle.model)
+        self.recipe: Recipe = ()
+        self.adapter = 0
+        self.merged = False
+
+    def clear(self) -> None:
+        self.ctx.memory.clear()
+        self.recipe = ()
+        self.merged = False
+
+    def go_to(self, recipe: Recipe, chunk: int = 256) -> None:
+        if recipe[: len(self.recipe)] != self.recipe:
+            self.clear()
+        left = recipe[len(self.recipe) :]
+        while left:
+            n = next((i for i, step in enumerate(left) if not is_row(step)), len(left))
+            if n:
+                self.rows(left[:n], chunk, outputs=False)
+            else:
+                self.change(left[0])
+                n = 1
+            left = left[n:]
+
+    def rows(self, steps: Recipe, chunk: int, outputs: bool = True) -> np.ndarray:
+        found = []
+        at = 0
+        while at < len(steps):
+            first = steps[at]
+            n = 1
+            # Tokens and embeddings do not mix in a batch, and an adapter is the whole batch's.
+            while (
+                at + n < len(steps)
+                and n < chunk
+                and (steps[at + n][0], steps[at + n][3]) == (first[0], first[3])
+                and steps[at + n][1] == first[1] + n
+            ):
+                n += 1
+            found.append(self.decode(steps[at : at + n], outputs))
+            at += n
+        return np.concatenate(found) if outputs else np.zeros((0, 0))
+
+    def decode(self, steps: Recipe, outputs: bool) -> np.ndarray:
+        kind, pos, _, adapter = steps[0]
+        if adapter != self.adapter:
+            self.ctx.set_adapters_lora([self.oracle.adapters[adapter - 1]] if adapter else [])
+            self.adapter = adapter
+        batch = lloyal.Batch()
+        if kind == "t":
+            batch.extend([step[2] for step in steps], pos, 0, outputs)
+        else:
+            batch.extend_embd(np.concatenate([embedding(step[2]) for step in steps]), pos, 0, outputs)
+        self.ctx.decode(batch)
+        self.recipe += steps
+        if not outputs:
+            return np.zeros((0, 0))
+        return np.stack([self.ctx.logits(i, copy=True) for i in range(len(steps))])
+
+    def change(self, step: Step) -> None:
+        memory = self.ctx.memory
+        if step[0] == "rm":
+            if self.merged and self.config.has_window:
+                raise NotComparable
+            memory.seq_rm(0, step[1], -1 if step[2] == END else step[2])
+        elif step[0] == "add":
+            memory.seq_add(0, *step[1:])
+        elif step[0] == "div":
+            memory.seq_div(0, *step[1:])
+        else:
+            self.take(*step[1:])
+        self.recipe += (step,)
+
+    def state(self) -> RawState:
+        return parse(self.ctx.state_seq_get_data_ext(0), self.config.kind, self.config.mrope)
+
+    def take(self, recipe: Recipe, p0: int, p1: int) -> None:
+        if self.config.has_state:
+            raise NotComparable
+        memory = self.ctx.memory
+        mine, own = self.recipe, self.state()
+        sources = [(own, -1, p0), (own, p1, END)]
+        if self.config.has_window:
+            # A state has the window of its last row only; its rows before p0 may come into the window again.
+            memory.seq_rm(0, p0, -1)
+            sources.append((self.state(), -1, p0))
+        self.clear()
+        self.go_to(recipe)
+        if self.config.has_window and memory.seq_pos_max(0) >= p1:
+            memory.seq_rm(0, p1, -1)
+        sources.append((self.state(), p0, p1))
+        caches = []
+        for i in range(self.config.n_caches):
+            caches.append(union([(state.caches[i], begin, end) for state, begin, end in sources]))
+        self.ctx.state_seq_set_data_ext(RawState(caches, b"").encode(), 0)
+        self.recipe = mine
+        self.merged = True
+
+
+def union(parts: list[tuple[Cache, int, int]]) -> Cache:
+    """The rows of each part in its range of positions; of a position that two have, the first."""
+    chosen: dict[int, tuple[Cache, int]] = {}
+    for part, begin, end in parts:
+        for i, pos in enumerate(part.positions.tolist()):
+            if begin <= pos < end:
+                chosen.setdefault(pos, (part, i))
+    order = sorted(chosen)
+    like = next(part for part, _, _ in parts if part.tensors)
+    tensors = []
+    for t, tensor in enumerate(like.tensors):
+        data = np.stack([chosen[pos][0].tensors[t].data[:, chosen[pos][1]] for pos in order], axis=1)
+        tensors.append(Tensor(tensor.header, data))
+    ext = np.stack([chosen[pos][0].ext[chosen[pos][1]] for pos in order])
+    return Cache(like.n_stream, np.array(order, np.int32), ext, like.layers_header, tensors)
