@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import selectors
@@ -25,23 +26,26 @@ class Worker:
         self.seconds = seconds
         self.process: subprocess.Popen[bytes] | None = None
         self.buffer = b""
+        self.errors = Path(tempfile.mkstemp(prefix="lloyal-fuzz-", suffix=".log")[1])
 
     def start(self) -> subprocess.Popen[bytes]:
-        self.errors = tempfile.TemporaryFile()
         self.buffer = b""
-        return subprocess.Popen(
-            [sys.executable, "-P", "-X", "faulthandler", str(ROOT / "tests/fuzz/serve.py"), str(ROOT), self.module],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.errors,
-            # llama.cpp attaches a debugger to a process that aborts, unless told not to; memory that was freed or
-            # never written does not look like zeros
-            env=os.environ | {"GGML_NO_BACKTRACE": "1", "MALLOC_PERTURB_": "165"},
-        )
+        with self.errors.open("wb") as errors:
+            return subprocess.Popen(
+                [sys.executable, "-P", "-X", "faulthandler", str(ROOT / "tests/fuzz/serve.py"), str(ROOT), self.module],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                # llama.cpp attaches a debugger to a process that aborts, unless told not to; memory that was freed or
+                # never written does not look like zeros
+                env=os.environ | {"GGML_NO_BACKTRACE": "1", "MALLOC_PERTURB_": "165"},
+            )
 
     def ask(self, request: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
         """The answer to a request and the operations that were announced. A death is an answer too."""
-        if self.process is None or self.process.poll() is not None:
+        if self.process is not None and self.process.poll() is not None:
+            self.stop()
+        if self.process is None:
             self.process = self.start()
         assert self.process.stdin is not None
         ops: list[Any] = []
@@ -62,7 +66,8 @@ class Worker:
                 return found["done"], ops
 
     def line(self, deadline: float) -> bytes | None:
-        assert self.process is not None and self.process.stdout is not None
+        assert self.process is not None
+        assert self.process.stdout is not None
         with selectors.DefaultSelector() as selector:
             selector.register(self.process.stdout, selectors.EVENT_READ)
             while b"\n" not in self.buffer:
@@ -86,15 +91,22 @@ class Worker:
             self.process.kill()
             self.process.wait()
             what, kind = f"no answer for {self.seconds:.0f} s", "hangs"
-        self.errors.seek(0)
-        text = self.errors.read().decode(errors="replace")
-        self.process = None
+        text = self.errors.read_text(errors="replace")
+        self.stop()
         return {"problem": {"kind": kind, "message": f"{what}\n{text[-2000:]}"}, "counts": {}}
 
     def close(self) -> None:
+        self.stop()
+        self.errors.unlink(missing_ok=True)
+
+    def stop(self) -> None:
         if self.process is not None:
             self.process.kill()
             self.process.wait()
+            for stream in (self.process.stdin, self.process.stdout):
+                with contextlib.suppress(BrokenPipeError):
+                    if stream is not None:
+                        stream.close()
             self.process = None
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import math
 import random
 import sys
 import time
@@ -25,15 +26,23 @@ from serve import find_tests
 find_tests(Path(__file__).parents[2])
 
 from tests.fuzz.harness import Worker, shrink  # noqa: E402
-from tests.fuzz.state_config import Config  # noqa: E402
+from tests.fuzz.state_config import KNOWN, Config  # noqa: E402
 
 
 class Fuzz:
-    def __init__(self, seed: str, model: str | None = None, left_out: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        seed: str,
+        model: str | None = None,
+        left_out: tuple[str, ...] = (),
+        avoid: tuple[str, ...] = (),
+        worker: Worker | None = None,
+    ) -> None:
         self.seed = seed
         self.model = model
         self.left_out = left_out
-        self.worker = Worker("state_worker")
+        self.avoid = avoid
+        self.worker = worker or Worker("state_worker")
         self.counts: dict[str, int] = {}
         self.n_histories = self.n_ops = 0
 
@@ -46,9 +55,12 @@ class Fuzz:
             "seed": rng.randrange(2**32),
             "steps": steps,
             "left_out": self.left_out,
+            "avoid": self.avoid,
         }
 
-    def run(self, seconds: float, steps: int = 60, first: int = 0, most: int | None = None) -> dict[str, Any] | None:
+    def run(
+        self, seconds: float = math.inf, steps: int = 60, first: int = 0, most: int | None = None
+    ) -> dict[str, Any] | None:
         """Histories until the time is up; the first that fails, as what `replay` takes."""
         deadline = time.monotonic() + seconds
         number = first
@@ -97,6 +109,10 @@ def read(path: Path) -> dict[str, Any]:
     return {"config": lines[0], "ops": lines[1:]}
 
 
+def avoided(names: list[str]) -> tuple[str, ...]:
+    return tuple(KNOWN) if list(names) == ["known"] else tuple(names)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60.0)
@@ -104,6 +120,7 @@ def main() -> int:
     parser.add_argument("--config", help="only this model")
     parser.add_argument("--steps", type=int, default=60, help="operations of a history")
     parser.add_argument("--left-out", nargs="*", default=(), help="operations not to use")
+    parser.add_argument("--avoid", nargs="*", default=(), help="names of state_config.KNOWN, or 'known' for all")
     parser.add_argument("--keep-going", action="store_true", help="go on after a failure")
     parser.add_argument("--shrink", type=float, default=60.0, help="seconds to cut a failure down")
     parser.add_argument("--replay", type=Path, help="run one history again")
@@ -115,7 +132,7 @@ def main() -> int:
         worker.close()
         print(json.dumps(answer["counts"]), "\n" + (answer["problem"] or {"message": "fine"})["message"])
         return bool(answer["problem"])
-    fuzz = Fuzz(arguments.seed, arguments.config, tuple(arguments.left_out))
+    fuzz = Fuzz(arguments.seed, arguments.config, tuple(arguments.left_out), avoided(arguments.avoid))
     begin = time.monotonic()
     n_failed = number = 0
     while True:

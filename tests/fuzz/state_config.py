@@ -22,6 +22,23 @@ MODELS = {
 }
 RINGS = ("lfm2", "lfm2-swa", "qwen35")
 MROPE = ("qwen35", "qwen35-mtp")
+# What is not right yet, each with what is wrong. Histories of the default suite stay clear of it.
+KNOWN = {
+    "repeats": "rows at one position (M-RoPE) stand under one content id",
+    "coupled apart": "a token of several sequences that hold different content is accepted, and attends to one of them",
+    "copy onto": "seq_cp onto a sequence that holds something doubles rows, mixes states and erases provenance",
+    "part of all": "seq_rm(-1, p0, p1) stops halfway",
+    "part of a window": "seq_cp of a part of a sliding window lacks rows",
+    "holes in windows": "seq_rm of a middle, then of the tail above it, leaves a window without rows it needs",
+    "shifted windows": "seq_add brings positions into a window whose rows are gone",
+    "states with holes": "a raw state of a sequence with a hole counts the hole as rows",
+    "states into held cells": "a raw state is set into cells that a checkpoint holds",
+    "several parts": "micro-batches of one batch drop window rows that later ones need",
+    "edited files": "a file with changed tensors restores the rows of another sequence",
+    "empty parts": "a partial state of an empty sequence is set without effect",
+    "smaller contexts": "to_host of a checkpoint read into a context with fewer sequences reads past the end",
+    "compaction": "compact loses a sequence for which there is no room",
+}
 TYPES = ("f32", "f32", "f32", "f16", "f16", "q8_0", "q4_0")
 
 

@@ -16,6 +16,7 @@ END = 2**31 - 1
 # ("t", pos, token, adapter), ("e", pos, number of an embedding row, adapter): a row that is computed.
 # ("rm", p0, p1), ("add", p0, p1, delta), ("div", p0, p1, d): as in llama.h.
 # ("take", recipe, p0, p1): rows of another sequence.
+# ("edited",): bytes that nobody computed.
 Step = tuple[Any, ...]
 Recipe = tuple[Step, ...]
 
@@ -119,6 +120,12 @@ def moved(content: Content, p0: int, p1: int, step: Step) -> Content | None:
         return None
     rows.sort(key=lambda row: row[0])
     return Content(tuple(rows), (*content.recipe, step), content.state)
+
+
+def edited(content: Content) -> Content:
+    """Other bytes at the same positions."""
+    rows = tuple((pos, fresh()) for pos, _ in content.rows)
+    return Content(rows, (("edited", fresh()),), fresh() if content.state is not None else None)
 
 
 def groups(content: Content) -> dict[int, tuple[int, ...]]:

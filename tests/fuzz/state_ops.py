@@ -8,6 +8,7 @@ name what is no longer there, when a history is cut down: then `apply` does noth
 from __future__ import annotations
 
 import contextlib
+import itertools
 import random
 from collections.abc import Iterator
 from typing import Any, ClassVar
@@ -90,12 +91,16 @@ class Decode(Op):
         rng.shuffle(free)
         kind = "e" if rng.random() < 0.12 else "t"
         limit = side.config.n_batch
+        most_parts = rng.choice((1, 1, 1, 2, 2, 3, 8))
+        if "several parts" in w.avoid and w.config.has_window:
+            limit = min(limit, side.config.n_ubatch)
+            most_parts = 1 if w.config.has_state else most_parts
         parts = []
-        for seq in free[: rng.choice((1, 1, 1, 2, 2, 3, 8))]:
+        for seq in free[:most_parts]:
             most = rng.choice((1, 1, 2, 4, 8, 12, 20, 40, limit))
             n = min(rng.randint(1, most), limit)
-            repeat = kind == "e" and w.config.mrope and rng.random() < 0.5
-            gap = rng.choice((1, -1, 5)) if rng.random() < 0.03 else 0
+            repeat = kind == "e" and w.config.mrope and "repeats" not in w.avoid and rng.random() < 0.5
+            gap = rng.choice((1, 5) if kind == "e" and w.config.mrope else (1, -1, 5)) if rng.random() < 0.03 else 0
             parts.append({"seqs": [seq], "n": 1 if repeat else n, "gap": -1 if repeat else gap})
             limit -= n
             if limit < 1:
@@ -103,7 +108,9 @@ class Decode(Op):
         if len(free) > 1 and rng.random() < 0.12:
             same = [seq for seq in free if side.seqs[seq].rows == side.seqs[free[0]].rows]
             level = [seq for seq in free if side.seqs[seq].end == side.seqs[free[0]].end]
-            together = (same if rng.random() < 0.7 else level)[: rng.randint(2, 4)]
+            if rng.random() < 0.3 and "coupled apart" not in w.avoid:
+                same = level
+            together = same[: rng.randint(2, 4)]
             n = rng.randint(1, min(6, side.config.n_batch))
             parts = [{"seqs": together, "n": n, "gap": 0}]
         return {
@@ -159,9 +166,7 @@ class Decode(Op):
             return
         self.record(w, s, kind, rows, content, outputs)
 
-    def record(
-        self, w: World, s: Side, kind: str, rows: list[Any], values: list[int], outputs: bool
-    ) -> None:
+    def record(self, w: World, s: Side, kind: str, rows: list[Any], values: list[int], outputs: bool) -> None:
         indices: dict[int, list[int]] = {}
         for i, ((_, seqs, pos), value) in enumerate(zip(rows, values, strict=True)):
             row = fresh()
@@ -169,12 +174,10 @@ class Decode(Op):
             together = computed(leader, pos, row, (kind, pos, value, s.adapter))
             for seq in seqs:
                 own = s.seqs[seq]
-                if own.rows == leader.rows:
-                    s.seqs[seq] = together
-                elif w.config.has_state:
+                # llama.cpp lets it attend to what one of them holds, whichever its hash table gives first.
+                if own.rows != leader.rows and own.recipe != leader.recipe:
                     raise Violation("accepted", f"one token for sequences {seqs}, which hold different content")
-                else:
-                    s.seqs[seq] = taken(own, together, pos, pos + 1)
+                s.seqs[seq] = taken(own, together, pos, pos + 1) if own.rows != leader.rows else together
                 indices.setdefault(seq, []).append(i)
         if w.config.has_state:
             states: dict[tuple[int, ...], int] = {}
@@ -187,8 +190,8 @@ class Decode(Op):
             if not outputs:
                 at = [i for i in at if i == len(rows) - 1]
             c = s.seqs[seq]
-            # A row that was computed for several sequences attended to what the first of them holds.
-            if at and rows[at[-1]][1][0] == seq and all(step[0] in ("t", "e") for step in c.recipe[-len(at) :]):
+            # What a row of several sequences attends to, all of them hold: one look is enough.
+            if at and rows[at[-1]][1][0] == seq:
                 w.check_logits(np.stack([s.ctx.logits(i, copy=True) for i in at]), c)
 
 
@@ -202,6 +205,10 @@ class Remove(Op):
         p0, p1 = a_range(side.seqs[seq], rng)
         if rng.random() < 0.08:
             seq = -1
+            if "part of all" in w.avoid:
+                p0, p1 = -1, -1
+        elif "holes in windows" in w.avoid and w.config.has_window and p1 >= 0:
+            p0 = -1
         return {"side": side.which, "seq": seq, "p0": p0, "p1": p1}
 
     def apply(self, w: World, side: int, seq: int, p0: int, p1: int) -> None:
@@ -216,10 +223,8 @@ class Remove(Op):
 def remove(w: World, s: Side, seq: int, p0: int, p1: int) -> None:
     before = s.seqs[seq]
     after = removed(before, p0, p1)
-    if seq in s.held and after is not before:
-        if s.ctx.memory.provenance(seq):
-            return  # the cells of a checkpoint may be left alone
-        after = EMPTY
+    if seq in s.held and s.ctx.memory.provenance(seq) == s.provenance[seq]:
+        return  # the cells of a checkpoint may be left alone
     if before.state is not None and after.rows and after is not before and after.end == before.end:
         raise Violation("accepted", f"rows {p0} to {p1} of sequence {seq} were taken out, its state knows them")
     s.seqs[seq] = after
@@ -264,7 +269,12 @@ class Copy(Op):
         src = a_sequence(side, rng, 0.95)
         empty = [seq for seq, content in enumerate(side.seqs) if not content.rows]
         dst = rng.choice(empty) if empty and rng.random() < 0.5 else rng.randrange(side.n_seq)
-        p0, p1 = a_range(side.seqs[src], rng) if rng.random() < 0.4 else (-1, -1)
+        if "copy onto" in w.avoid:
+            if not empty:
+                return None
+            dst = rng.choice(empty)
+        part = rng.random() < 0.4 and not ("part of a window" in w.avoid and w.config.has_window)
+        p0, p1 = a_range(side.seqs[src], rng) if part else (-1, -1)
         return {"side": side.which, "src": src, "dst": dst, "p0": p0, "p1": p1}
 
     def apply(self, w: World, side: int, src: int, dst: int, p0: int, p1: int) -> None:
@@ -281,10 +291,10 @@ class Copy(Op):
             raise Violation("accepted", f"a copy of {src} onto {dst}, which holds other rows in that range")
         after = taken(there, source, begin, end)
         if w.config.has_state:
-            if after.rows != source.rows:
-                # Taking the destination back to the source's state would be right, rows and all.
-                if [pos for b, e, *_ in s.ctx.memory.provenance(dst) for pos in range(b, e)] != source.positions():
-                    raise Violation("accepted", f"a copy of the state of {src} onto {dst}, which keeps other rows")
+            # Taking the destination back to the source's state would be right, rows and all.
+            have = [pos for b, e, *_ in s.ctx.memory.provenance(dst) for pos in range(b, e)]
+            if after.rows != source.rows and have != source.positions():
+                raise Violation("accepted", f"a copy of the state of {src} onto {dst}, which keeps other rows")
             after = source
         s.seqs[dst] = after
 
@@ -317,9 +327,11 @@ class Shift(Op):
         side = any_side(w, rng)
         seq = a_sequence(side, rng, 0.95)
         content = side.seqs[seq]
+        if "shifted windows" in w.avoid and w.config.has_window:
+            return None
         p0, p1 = a_range(content, rng)
         positions = sorted(set(content.positions()))
-        holes = [(a, b) for a, b in zip(positions, positions[1:], strict=False) if b > a + 1]
+        holes = [(a, b) for a, b in itertools.pairwise(positions) if b > a + 1]
         if rng.random() < 0.15:
             return {"side": side.which, "seq": seq, "p0": p0, "p1": p1, "div": rng.choice((1, 2, 3))}
         delta = rng.choice((1, 2, -1, -2, 5, -5, 20))
@@ -388,7 +400,10 @@ class Lease(Op):
     weight = 0.5
 
     def propose(self, w: World, rng: random.Random) -> Args | None:
-        return {"side": any_side(w, rng).which, "what": rng.choice(("acquire", "acquire", "evict", "release", "retain"))}
+        return {
+            "side": any_side(w, rng).which,
+            "what": rng.choice(("acquire", "acquire", "evict", "release", "retain")),
+        }
 
     def apply(self, w: World, side: int, what: str) -> None:
         if side >= len(w.sides):
@@ -426,16 +441,28 @@ def fault(n: int | None) -> Iterator[None]:
         native.fault_arm(-1)
 
 
-def long_start(config: Any, rng: random.Random) -> list[tuple[str, Args]]:
+def long_start(config: Any, rng: random.Random, avoid: frozenset[str]) -> list[tuple[str, Args]]:
     """Operations that fill a good part of the cache, so that windows wrap and room runs out."""
     found = []
     n_left = rng.randint(config.n_ctx // 2, config.n_ctx)
     while n_left > 0:
         n = min(config.n_batch, n_left)
+        if "several parts" in avoid and config.has_window:
+            n = min(n, config.n_ubatch)
         seq = rng.randrange(min(2, config.n_seq_max))
         part = {"seqs": [seq], "n": n, "gap": 0}
         found.append(
-            ("decode", {"side": 0, "kind": "t", "parts": [part], "seed": rng.randrange(2**32), "order": "apart", "outputs": False})
+            (
+                "decode",
+                {
+                    "side": 0,
+                    "kind": "t",
+                    "parts": [part],
+                    "seed": rng.randrange(2**32),
+                    "order": "apart",
+                    "outputs": False,
+                },
+            )
         )
         n_left -= n
     return found

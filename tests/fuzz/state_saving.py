@@ -5,11 +5,18 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import numpy as np
+
 import lloyal
-from lloyal.errors import CacheFull, OutOfDeviceMemory, StaleCheckpoint
-from tests.fuzz.state_model import EMPTY, Content, fresh
+from lloyal.errors import StaleCheckpoint
+from tests.fuzz.state_model import EMPTY, Content, edited
 from tests.fuzz.state_ops import Args, Op, a_sequence, any_side, fault, op
 from tests.fuzz.state_world import Side, Violation, World
+
+try:
+    from lloyal.checkpoint import format as checkpoint_format
+except ImportError:
+    from lloyal import checkpoint_format
 
 PARTIAL, DEVICE = 1, 2
 
@@ -63,6 +70,10 @@ def names(w: World, kind: type) -> list[str]:
     return [name for name, saved in w.saved.items() if isinstance(saved, kind)]
 
 
+def with_holes(content: Content) -> bool:
+    return content.begin > 0 or len(set(content.positions())) != content.end
+
+
 def leaves_out(w: World, flags: int) -> bool:
     return bool(flags & PARTIAL) and w.config.kind in ("sliding_window", "hybrid", "hybrid_sliding_window")
 
@@ -101,6 +112,12 @@ class Set(Op):
         name = rng.choice(found)
         side = w.saved[name].side if rng.random() < 0.85 else any_side(w, rng)
         dest = rng.choice((w.saved[name].seq, rng.randrange(side.n_seq)))
+        if "states into held cells" in w.avoid and dest in side.held:
+            return None
+        if "states with holes" in w.avoid and with_holes(w.saved[name].content):
+            return None
+        if "empty parts" in w.avoid and w.saved[name].flags & PARTIAL and not w.saved[name].content.rows:
+            return None
         return {"name": name, "side": side.which, "dest": dest}
 
     def apply(self, w: World, name: str, side: int, dest: int) -> None:
@@ -111,10 +128,10 @@ class Set(Op):
         call = lambda: s.ctx.state_seq_set_data_ext(raw.blob, dest, raw.flags)  # noqa: E731
         error = w.attempt(f"set {raw.flags}", call)
         if error is not None:
-            w.emptied(s, error)
-            if isinstance(error, StaleCheckpoint) and raw.side is s and not leaves_out(w, raw.flags):
-                if s.device_saves.get(raw.seq) == raw.number:
-                    raise Violation("refused", f"the last device state of sequence {raw.seq}: {error}")
+            w.emptied(s, error, dest)
+            last = raw.side is s and s.device_saves.get(raw.seq) == raw.number
+            if isinstance(error, StaleCheckpoint) and last and continues(there, raw.content):
+                raise Violation("refused", f"the last device state of sequence {raw.seq}: {error}")
             return
         if raw.flags & DEVICE and (raw.side is not s or s.device_saves.get(raw.seq) != raw.number):
             raise Violation("accepted", f"a device state of sequence {raw.seq} that was saved again since")
@@ -132,7 +149,7 @@ class Set(Op):
 
 def continues(there: Content, content: Content) -> bool:
     """True if the rows up to the end of `content` are its rows."""
-    return there.between(0, content.end) == content.rows and bool(content.rows)
+    return there.between(0, content.end) == content.rows
 
 
 @op
@@ -141,6 +158,10 @@ class Context_State(Op):
 
     def propose(self, w: World, rng: random.Random) -> Args | None:
         found = names(w, Whole)
+        if "states with holes" in w.avoid:
+            found = [name for name in found if not any(map(with_holes, w.saved[name].contents))]
+        if "states into held cells" in w.avoid and any(side.held for side in w.sides):
+            return None
         if found and rng.random() < 0.6:
             return {"side": any_side(w, rng).which, "name": rng.choice(found)}
         return {"side": any_side(w, rng).which, "to": w.new_name()}
@@ -171,6 +192,10 @@ class Sequence_File(Op):
     def propose(self, w: World, rng: random.Random) -> Args | None:
         side = any_side(w, rng)
         found = names(w, File)
+        if "states with holes" in w.avoid:
+            found = [name for name in found if not any(map(with_holes, w.saved[name].contents))]
+        if "states into held cells" in w.avoid and side.held:
+            return None
         if found and rng.random() < 0.6:
             return {"side": side.which, "name": rng.choice(found), "seq": rng.randrange(side.n_seq)}
         whole = rng.random() < 0.3
@@ -195,7 +220,7 @@ class Sequence_File(Op):
         else:
             error = w.attempt("state_seq_load_file", lambda: s.ctx.state_seq_load_file(file.path, seq))
         if error is not None:
-            w.emptied(s, error)
+            w.emptied(s, error, seq)
         elif file.seq is None:
             s.seqs = file.contents[: s.n_seq] + [EMPTY] * (s.n_seq - len(file.contents))
         else:
@@ -276,13 +301,13 @@ class Restore(Op):
             what += " fault" if fault is not None else ""
             error = w.attempt(what, lambda: checkpoint.restore(dest, ctx=s.ctx if other else None))
         if error is None:
-            if partial and w.config.kind != "recurrent" and kept.content.rows and not continues(there, kept.content):
+            if partial and where != "cells" and w.config.kind != "recurrent" and not continues(there, kept.content):
                 raise Violation("accepted", f"a partial checkpoint onto sequence {dest}, which holds other rows")
             if dest in s.held:
                 raise Violation("accepted", f"a restore into sequence {dest}, which holds a checkpoint")
             s.seqs[dest] = kept.content
             return
-        w.emptied(s, error)
+        w.emptied(s, error, dest)
         if isinstance(error, StaleCheckpoint):
             if where != "cells" and not partial and not checkpoint.evicted:
                 raise Violation("refused", f"{checkpoint!r}: {error}")
@@ -301,6 +326,8 @@ class Convert(Op):
         if not found:
             return None
         how = rng.choice(("bytes", "host"))
+        if "smaller contexts" in w.avoid and len(w.sides) > 1:
+            how = "host"
         return {"name": rng.choice(found), "how": how, "side": any_side(w, rng).which, "to": w.new_name()}
 
     def apply(self, w: World, name: str, how: str, side: int, to: str) -> None:
@@ -320,6 +347,64 @@ class Convert(Op):
                 error = w.attempt("from_bytes", lambda: made.append(lloyal.Checkpoint.from_bytes(s.ctx, data[0])))
         if error is None:
             w.saved[to] = Kept(s, made[0], kept.content)
+
+
+@op
+class Edit(Op):
+    """The bytes of a checkpoint changed, or said to be rows of another sequence, with the checksum made again."""
+
+    weight = 1.0
+
+    def propose(self, w: World, rng: random.Random) -> Args | None:
+        found = [name for name in names(w, Kept) if not w.saved[name].checkpoint.partial]
+        if not found or "edited files" in w.avoid or ("smaller contexts" in w.avoid and len(w.sides) > 1):
+            return None
+        side = any_side(w, rng)
+        claim = a_sequence(side, rng) if rng.random() < 0.5 else None
+        return {"name": rng.choice(found), "side": side.which, "claim": claim, "to": w.new_name()}
+
+    def apply(self, w: World, name: str, side: int, claim: int | None, to: str) -> None:
+        if name not in w.saved or side >= len(w.sides) or (claim or 0) >= w.sides[side].n_seq:
+            return
+        s, kept = w.sides[side], w.saved[name]
+        if checkpoint_is_stale(kept) or not kept.content.rows:
+            return
+        data: list[bytes] = []
+        if w.attempt("to_bytes", lambda: data.append(kept.checkpoint.to_bytes())) is not None:
+            return
+        header, payload = checkpoint_format.decode(memoryview(data[0]))
+        content = kept.content
+        if claim is None:
+            changed = np.frombuffer(bytes(payload), np.uint8).copy()
+            changed[::2] ^= 1  # the last bit of every value, whatever its type
+            payload = changed.tobytes()
+            content = edited(content)
+        else:
+            positions = set(content.positions())
+            if not positions <= set(s.seqs[claim].positions()):
+                return
+            runs = [(b, e, *ids) for b, e, *ids in s.ctx.memory.provenance(claim)]
+            header["rows"] = [
+                (max(b, low), min(e, high), epoch, first + max(b, low) - b)
+                for low, high in spans(sorted(positions))
+                for b, e, epoch, first in runs
+                if max(b, low) < min(e, high)
+            ]
+        made: list[lloyal.Checkpoint] = []
+        again = checkpoint_format.encode(header, payload)
+        what = "from_bytes edited" if claim is None else "from_bytes claimed"
+        if w.attempt(what, lambda: made.append(lloyal.Checkpoint.from_bytes(s.ctx, again))) is None:
+            w.saved[to] = Kept(s, made[0], content)
+
+
+def spans(positions: list[int]) -> list[tuple[int, int]]:
+    found: list[tuple[int, int]] = []
+    for pos in positions:
+        if found and found[-1][1] == pos:
+            found[-1] = (found[-1][0], pos + 1)
+        else:
+            found.append((pos, pos + 1))
+    return found
 
 
 def checkpoint_is_stale(kept: Kept) -> bool:
@@ -345,6 +430,8 @@ class Compact(Op):
     weight = 0.7
 
     def propose(self, w: World, rng: random.Random) -> Args | None:
+        if "compaction" in w.avoid:
+            return None
         return {"side": any_side(w, rng).which, "fault": rng.randint(0, 12) if rng.random() < 0.15 else None}
 
     def apply(self, w: World, side: int, fault: int | None) -> None:
@@ -381,6 +468,3 @@ class Budget(Op):
         else:
             checkpoints.evict = evict
             checkpoints.budget = None if what == "none" else int(checkpoints.nbytes * share)
-
-
-__all__ = ["CacheFull", "OutOfDeviceMemory", "fresh"]

@@ -36,7 +36,7 @@ def generate(world: World, rng: random.Random, steps: int, left_out: frozenset[s
     names = [name for name in OPS if name not in left_out]
     # Some histories are about few things, so that those meet often.
     weights = [WEIGHTS[name] * rng.choice((0.2, 1.0, 1.0, 3.0)) for name in names]
-    start = long_start(world.config, rng) if rng.random() < 0.4 else []
+    start = long_start(world.config, rng, world.avoid) if rng.random() < 0.4 else []
     for name, args in start:
         say(op=[name, args])
         apply(world, name, args)
@@ -60,7 +60,7 @@ def history(request: dict[str, Any]) -> dict[str, Any]:
     before = live()
     oracle_slots = len(oracle_for(config).slots)
     try:
-        world = World(config)
+        world = World(config, frozenset(request.get("avoid", ())))
         if "ops" in request:
             for name, args in request["ops"]:
                 apply(world, name, args)

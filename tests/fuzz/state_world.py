@@ -95,8 +95,9 @@ def oracle_for(config: Config) -> Oracle:
 
 
 class World:
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, avoid: frozenset[str] = frozenset()) -> None:
         self.config = config
+        self.avoid = avoid  # what is known to be wrong, see state_config.KNOWN
         self.model = loaded(config.model)
         self.oracle = oracle_for(config)
         self.sides = [Side(config, self.model, which) for which in range(1 if config.second is None else 2)]
@@ -137,11 +138,13 @@ class World:
         self.counts[name] = self.counts.get(name, 0) + 1
         return self.last_error
 
-    def emptied(self, side: Side, error: LloyalError) -> None:
+    def emptied(self, side: Side, error: LloyalError, dest: int | None = None) -> None:
         """What a message says is empty now."""
         text = "\n".join([str(error), *getattr(error, "__notes__", ())])
         for seq in re.findall(r"sequence (\d+) is (?:now )?empty", text):
             side.seqs[int(seq)] = EMPTY
+        if dest is not None and "the sequence is now empty" in text:
+            side.seqs[dest] = EMPTY
         if "the context is now empty" in text:
             side.seqs = [EMPTY] * side.n_seq
 
@@ -175,9 +178,10 @@ class World:
         runs = memory.provenance(seq)
         at = {pos: (epoch, first + pos - begin) for begin, end, epoch, first in runs for pos in range(begin, end)}
         places = groups(content)
-        if self.last_error is not None and side.seen[seq] and side.seen[seq][0] is content:
-            if runs != side.provenance[seq]:
-                raise Violation("provenance", f"{here}: was {side.provenance[seq]}, is {runs}")
+        seen = side.seen[seq]
+        same = self.last_error is not None and seen is not None and seen[0] is content
+        if same and runs != side.provenance[seq]:
+            raise Violation("provenance", f"{here}: was {side.provenance[seq]}, is {runs}")
         side.provenance[seq] = runs
         if list(at) != list(places):
             raise Violation("provenance", f"{here} has {_ranges(list(at))}, it must hold {_brief(content)}")
@@ -201,9 +205,7 @@ class World:
         self.compare(side, here, content, places, found)
         side.seen[seq] = (content, key)
 
-    def compare(
-        self, side: Side, here: str, content: Content, places: dict[int, tuple[int, ...]], found: View
-    ) -> None:
+    def compare(self, side: Side, here: str, content: Content, places: dict[int, tuple[int, ...]], found: View) -> None:
         for i, held in enumerate(found.caches):
             if i == 0:
                 needed = allowed = set(places)
@@ -214,7 +216,9 @@ class World:
                 allowed = {pos for pos in places if pos >= last_begin}
             have = set(held.at)
             if needed - have:
-                raise Violation("rows", f"{here}: cache {i} lacks {_ranges(sorted(needed - have))} of {_brief(content)}")
+                raise Violation(
+                    "rows", f"{here}: cache {i} lacks {_ranges(sorted(needed - have))} of {_brief(content)}"
+                )
             if have - allowed:
                 raise Violation(
                     "rows", f"{here}: cache {i} has {_ranges(sorted(have - allowed))} besides {_brief(content)}"
