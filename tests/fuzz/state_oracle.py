@@ -204,7 +204,7 @@ class Slot:
             raise NotComparable
         memory = self.ctx.memory
         mine, own = self.recipe, self.state()
-        sources = [(own, -1, p0), (own, p1, END)]
+        sources = [(own, -1, END)]
         if self.config.has_window:
             # A state has the window of its last row only; its rows before p0 may come into the window again.
             memory.seq_rm(0, p0, -1)
@@ -213,7 +213,7 @@ class Slot:
         self.go_to(recipe)
         if self.config.has_window and memory.seq_pos_max(0) >= p1:
             memory.seq_rm(0, p1, -1)
-        sources.append((self.state(), p0, p1))
+        sources.insert(0, (self.state(), p0, p1))
         caches = []
         for i in range(self.config.n_caches):
             caches.append(union([(state.caches[i], begin, end) for state, begin, end in sources]))

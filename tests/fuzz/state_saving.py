@@ -27,6 +27,7 @@ class Raw:
     def __init__(self, side: Side, seq: int, flags: int, blob: bytes, number: int) -> None:
         self.side, self.seq, self.flags, self.blob, self.number = side, seq, flags, blob, number
         self.content = side.seqs[seq]
+        self.runs = side.ctx.memory.provenance(seq)
 
     def release(self) -> None:
         pass
@@ -58,6 +59,7 @@ class Kept:
 
     def __init__(self, side: Side, checkpoint: lloyal.Checkpoint, content: Content) -> None:
         self.side, self.checkpoint, self.content = side, checkpoint, content
+        self.runs = checkpoint._rows_native()
 
     def release(self) -> None:
         lease = self.checkpoint.lease if not self.checkpoint.released else None
@@ -75,7 +77,7 @@ def with_holes(content: Content) -> bool:
 
 
 def leaves_out(w: World, flags: int) -> bool:
-    return bool(flags & PARTIAL) and w.config.kind in ("sliding_window", "hybrid", "hybrid_sliding_window")
+    return bool(flags & PARTIAL) and (w.config.has_state or w.config.has_window)
 
 
 @op
@@ -130,14 +132,15 @@ class Set(Op):
         if error is not None:
             w.emptied(s, error, dest)
             last = raw.side is s and s.device_saves.get(raw.seq) == raw.number
-            if isinstance(error, StaleCheckpoint) and last and continues(there, raw.content):
+            known = not leaves_out(w, raw.flags) or same_ids(s, dest, raw.runs)
+            if isinstance(error, StaleCheckpoint) and last and known:
                 raise Violation("refused", f"the last device state of sequence {raw.seq}: {error}")
             return
         if raw.flags & DEVICE and (raw.side is not s or s.device_saves.get(raw.seq) != raw.number):
             raise Violation("accepted", f"a device state of sequence {raw.seq} that was saved again since")
         if dest in s.held:
             raise Violation("accepted", f"a state into sequence {dest}, which holds a checkpoint")
-        if leaves_out(w, raw.flags) and not continues(there, raw.content):
+        if leaves_out(w, raw.flags) and w.config.kind != "recurrent" and not continues(there, raw.content):
             # Rows of the one under the window or state of the other: whoever asks for that gets it, and nobody else.
             if raw.flags & DEVICE:
                 raise Violation("accepted", f"a partial device state onto sequence {dest}, which holds other rows")
@@ -145,6 +148,13 @@ class Set(Op):
             s.seqs[dest] = EMPTY
             return
         s.seqs[dest] = raw.content
+
+
+def same_ids(side: Side, seq: int, runs: list[Any]) -> bool:
+    """True if the sequence holds those rows by their ids; rows that came in past lloyal have ids of their own."""
+    end = runs[-1][1] if runs else 0
+    here = [(b, min(e, end), *ids) for b, e, *ids in side.ctx.memory.provenance(seq) if b < end]
+    return here == [tuple(run) for run in runs]
 
 
 def continues(there: Content, content: Content) -> bool:
@@ -309,7 +319,8 @@ class Restore(Op):
             return
         w.emptied(s, error, dest)
         if isinstance(error, StaleCheckpoint):
-            if where != "cells" and not partial and not checkpoint.evicted:
+            # Memory without a part to leave out still asks for the rows of a partial one.
+            if where != "cells" and not checkpoint.evicted and (not partial or same_ids(s, dest, kept.runs)):
                 raise Violation("refused", f"{checkpoint!r}: {error}")
             if where == "cells" and not other and kept.content is s.seqs[checkpoint.lease] and not partial:
                 raise Violation("refused", f"{checkpoint!r}, whose cells are there: {error}")
