@@ -259,7 +259,7 @@ Status fill(ContextBox & box, CheckpointBox & ck, Plan & plan) {
     if (!plan.whole_meta.empty()) {
         ck.whole = take_blob(std::move(plan.whole_meta), plan.whole, *store.pool, host, copies);
     }
-    copies.run(*box.ptr);
+    copies.run(*box.ptr, *box.store->pool);
     if (!host && need > 0) {
         store.device_speed.add(seconds_since(start_us), double(need));
     }

@@ -242,8 +242,8 @@ Status checkpoint_export(CheckpointBox & ck, uint8_t * out, size_t size) noexcep
                 for (uint32_t k = 0; k < tensors[t].n_pieces; ++k) {
                     for (const Segment & segment : segments) {
                         const size_t n = segment.n * tensors[t].piece;
-                        const Slice at = segment.chunk->slice(tensors[t], t, segment.row, k);
-                        ggml_backend_tensor_get(at.tensor, out, at.offset, n);
+                        const RowPlace at = segment.chunk->place(tensors[t], t, segment.row);
+                        ggml_backend_tensor_get(at.tensor, out, row_offset(at, tensors[t].piece, 0, k), n);
                         out += n;
                     }
                 }

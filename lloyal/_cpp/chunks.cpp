@@ -307,24 +307,41 @@ std::unique_ptr<Chunk> take_chunk(const KvLayout & layout, SeqId seq, const Loca
         chunk->places.push_back(packer.place(storage_for(tensor.tensor, host), tensor.row_bytes() * chunk->n_rows));
     }
     chunk->buffers = packer.allocate(pool);
+    // What lies in one place, the cache or a chunk, is one operation for each tensor.
+    struct Source {
+        const Chunk * chunk;
+        uint32_t row; // in the new chunk
+        std::shared_ptr<RowRuns> rows;
+    };
+    std::vector<Source> sources;
+    uint32_t row = 0;
+    for (const Segment & from : located.from) {
+        if (sources.empty() || sources.back().chunk != from.chunk.get()) {
+            sources.push_back({from.chunk.get(), row, std::make_shared<RowRuns>()});
+        }
+        sources.back().rows->add(from.row, from.n);
+        row += from.n;
+    }
     for (size_t t = 0; t < tensors.size(); ++t) {
         const RowTensor & tensor = tensors[t];
-        ggml_tensor * to = chunk->buffers[chunk->places[t].buffer]->tensor();
-        for (uint32_t k = 0; k < tensor.n_pieces; ++k) {
-            uint32_t row = 0;
-            for (const Segment & from : located.from) {
-                const Slice at = from.chunk ? from.chunk->slice(tensor, t, from.row, k)
-                                            : Slice{tensor.tensor, tensor.offset(from.row, k), 0};
-                copies.add({at.tensor, at.offset, to, chunk->offset(tensor, t, row, k), from.n * tensor.piece});
-                row += from.n;
-            }
+        for (const Source & from : sources) {
+            copies.add(RowCopy{tensor.piece, tensor.n_pieces,
+                               from.chunk ? from.chunk->place(tensor, t) : tensor.place(),
+                               chunk->place(tensor, t, from.row), from.rows, true});
         }
     }
     return chunk;
 }
 
 ggml_backend_buffer_type_t storage_for(const ggml_tensor * tensor, bool host) {
-    return host ? ggml_backend_cpu_buffer_type() : ggml_backend_buffer_get_type(tensor->buffer);
+    ggml_backend_buffer_type_t buft = ggml_backend_buffer_get_type(tensor->buffer);
+    if (!host) {
+        return buft;
+    }
+    // Pinned, where the device has such memory: copies to it need not go by way of the driver's own.
+    ggml_backend_dev_t device = ggml_backend_buft_is_host(buft) ? nullptr : ggml_backend_buft_get_device(buft);
+    ggml_backend_buffer_type_t pinned = device ? ggml_backend_dev_host_buffer_type(device) : nullptr;
+    return pinned ? pinned : ggml_backend_cpu_buffer_type();
 }
 
 } // namespace lloyal

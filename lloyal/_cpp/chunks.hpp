@@ -26,6 +26,9 @@ struct RowTensor {
 
     size_t row_bytes() const { return piece * n_pieces; }
     size_t offset(uint32_t cell, uint32_t k) const { return k * stride + cell * piece; }
+    RowPlace place() const {
+        return {tensor, 0, stride, uint32_t((n_pieces > 1 ? stride : ggml_nbytes(tensor)) / piece)};
+    }
 };
 
 // The tensors of one cache as its state is written, found by writing out one cell of an empty cache.
@@ -59,12 +62,10 @@ struct Chunk {
     mutable std::weak_ptr<const SegmentList> home; // a list that ends in it; for whoever is in the context
 
     size_t meta_bytes() const;
-    // Where piece `k` of row `row` of tensor `t` lies.
-    size_t offset(const RowTensor & tensor, size_t t, uint32_t row, uint32_t k) const {
-        return places[t].offset + (size_t(k) * n_rows + row) * tensor.piece;
-    }
-    Slice slice(const RowTensor & tensor, size_t t, uint32_t row, uint32_t k) const {
-        return {buffers[places[t].buffer]->tensor(), offset(tensor, t, row, k), 0};
+    // Where the rows from `row` on of tensor `t` lie.
+    RowPlace place(const RowTensor & tensor, size_t t, uint32_t row = 0) const {
+        return {buffers[places[t].buffer]->tensor(), places[t].offset + row * tensor.piece, n_rows * tensor.piece,
+                n_rows - row};
     }
 };
 

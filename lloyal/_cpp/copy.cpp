@@ -1,28 +1,20 @@
 #include "copy.hpp"
 
+#include "gather.hpp"
+
 #include "llama-context.h"
 
 #include "ggml-backend-impl.h"
 
-#include <algorithm>
 #include <cstring>
-
-#if __has_include(<sys/mman.h>)
-#include <sys/mman.h>
-#include <unistd.h>
-#endif
 
 namespace lloyal {
 namespace {
 
-std::atomic<int64_t> fault_countdown{-1};
-
-bool fault_now() {
-    if (fault_countdown.load(std::memory_order_relaxed) < 0) {
-        return false;
-    }
-    return fault_countdown.fetch_sub(1, std::memory_order_relaxed) == 0;
-}
+// So few copies cost less than an index of them.
+constexpr size_t FEW = 4;
+// A back end that sends what is queued holds a copy of it until then.
+constexpr size_t MAX_QUEUED = 64 << 20;
 
 // A view of `size` bytes of a tensor, whatever its type.
 ggml_tensor byte_view(ggml_tensor * base, size_t offset, size_t size) {
@@ -38,177 +30,156 @@ ggml_tensor byte_view(ggml_tensor * base, size_t offset, size_t size) {
     return view;
 }
 
-bool is_host(const ggml_tensor * tensor) {
-    return ggml_backend_buffer_is_host(tensor->buffer);
+char * bytes(const ggml_tensor * tensor, size_t offset) {
+    return static_cast<char *>(tensor->data) + offset;
 }
 
-// The back end of the context that computes on tensors of this buffer type, if it can queue copies.
-ggml_backend_t queue_for(llama_context & context, ggml_backend_buffer_type_t buft) {
-    ggml_backend_sched_t sched = context.get_sched();
-    for (int i = 0; i < ggml_backend_sched_get_n_backends(sched); ++i) {
-        ggml_backend_t backend = ggml_backend_sched_get_backend(sched, i);
-        if (backend->iface.cpy_tensor_async && ggml_backend_get_device(backend) == ggml_backend_buft_get_device(buft)) {
-            return backend;
+void run_copy(const Copy & copy, Queues & queues) {
+    fault_point();
+    const bool from_host = is_host(copy.src);
+    const bool to_host = is_host(copy.dst);
+    if (from_host && to_host) {
+        std::memcpy(bytes(copy.dst, copy.dst_offset), bytes(copy.src, copy.src_offset), copy.size);
+        return;
+    }
+    ggml_tensor src = byte_view(copy.src, copy.src_offset, copy.size);
+    ggml_tensor dst = byte_view(copy.dst, copy.dst_offset, copy.size);
+    ggml_backend_t backend = queues.of(from_host ? copy.dst : copy.src);
+    if (backend && to_host) {
+        ggml_backend_tensor_get_async(backend, &src, dst.data, 0, copy.size);
+        queues.queued(backend);
+    } else if (backend && from_host) {
+        ggml_backend_tensor_set_async(backend, &dst, src.data, 0, copy.size);
+        queues.queued(backend, copy.size);
+    } else if (backend && backend->iface.cpy_tensor_async && queues.of(copy.dst) == backend) {
+        ggml_backend_tensor_copy_async(backend, backend, &src, &dst);
+        queues.queued(backend);
+    } else {
+        ggml_backend_tensor_copy(&src, &dst);
+    }
+}
+
+// Copy by copy.
+void expand(const RowCopy & copy, CopyList & list) {
+    for (uint32_t k = 0; k < copy.n_pieces; ++k) {
+        uint32_t at = 0;
+        for (const RowRuns::Run & run : copy.rows->list) {
+            const size_t spread = row_offset(copy.spread, copy.piece, run.row, k);
+            const size_t packed = row_offset(copy.packed, copy.piece, at, k);
+            if (copy.gather) {
+                list.add({copy.spread.tensor, spread, copy.packed.tensor, packed, run.n * copy.piece});
+            } else {
+                list.add({copy.packed.tensor, packed, copy.spread.tensor, spread, run.n * copy.piece});
+            }
+            at += run.n;
         }
     }
-    return nullptr;
 }
 
-// The first save into fresh host memory mostly waits for pages: with huge ones it takes half the time.
-void ask_for_huge_pages([[maybe_unused]] void * base, [[maybe_unused]] size_t size) {
-#ifdef MADV_HUGEPAGE
-    constexpr size_t HUGE = 2 << 20;
-    if (size >= 4 * HUGE) {
-        const size_t page = size_t(sysconf(_SC_PAGESIZE));
-        const auto begin = (reinterpret_cast<uintptr_t>(base) + page - 1) / page * page;
-        const auto end = (reinterpret_cast<uintptr_t>(base) + size) / page * page;
-        (void)madvise(reinterpret_cast<void *>(begin), end - begin, MADV_HUGEPAGE); // a hint: nothing depends on it
+// Elements of one size, run by run: a call for each would take most of the time.
+template <typename T> void copy_elements(const RowRuns & rows, char * spread, char * packed, bool gather) {
+    for (const RowRuns::Run & run : rows.list) {
+        T * there = reinterpret_cast<T *>(spread) + run.row;
+        T * here = reinterpret_cast<T *>(packed);
+        for (uint32_t i = 0; i < run.n; ++i) {
+            if (gather) {
+                here[i] = there[i];
+            } else {
+                there[i] = here[i];
+            }
+        }
+        packed += run.n * sizeof(T);
     }
-#endif
+}
+
+void copy_on_host(const RowCopy & copy) {
+    fault_point();
+    for (uint32_t k = 0; k < copy.n_pieces; ++k) {
+        char * spread = bytes(copy.spread.tensor, row_offset(copy.spread, copy.piece, 0, k));
+        char * packed = bytes(copy.packed.tensor, row_offset(copy.packed, copy.piece, 0, k));
+        if (copy.piece == sizeof(uint16_t)) {
+            copy_elements<uint16_t>(*copy.rows, spread, packed, copy.gather);
+        } else if (copy.piece == sizeof(uint32_t)) {
+            copy_elements<uint32_t>(*copy.rows, spread, packed, copy.gather);
+        } else {
+            for (const RowRuns::Run & run : copy.rows->list) {
+                char * there = spread + run.row * copy.piece;
+                const size_t size = run.n * copy.piece;
+                std::memcpy(copy.gather ? packed : there, copy.gather ? there : packed, size);
+                packed += size;
+            }
+        }
+    }
 }
 
 } // namespace
 
-void fault_arm(int64_t n) {
-    fault_countdown.store(n, std::memory_order_relaxed);
+bool is_host(const ggml_tensor * tensor) {
+    return ggml_backend_buffer_is_host(tensor->buffer);
 }
 
-int64_t fault_remaining() {
-    return fault_countdown.load(std::memory_order_relaxed);
-}
-
-DeviceBuffer::DeviceBuffer(ggml_backend_buffer_type_t buft, size_t size)
-    : buft_(buft), size_(size), buffer_(fault_now() ? nullptr : ggml_backend_buft_alloc_buffer(buft, size)) {
-    if (!buffer_) {
-        throw DeviceMemoryError(std::string(ggml_backend_buft_name(buft)) + " could not allocate " +
-                                std::to_string(size) + " bytes");
-    }
-    tensor_.type = GGML_TYPE_I8;
-    tensor_.ne[0] = int64_t(size);
-    tensor_.ne[1] = tensor_.ne[2] = tensor_.ne[3] = 1;
-    tensor_.nb[0] = 1;
-    tensor_.nb[1] = tensor_.nb[2] = tensor_.nb[3] = size;
-    ggml_backend_tensor_alloc(buffer_, &tensor_, ggml_backend_buffer_get_base(buffer_));
-    if (ggml_backend_buffer_is_host(buffer_)) {
-        ask_for_huge_pages(tensor_.data, size);
-    }
-}
-
-DeviceBuffer::~DeviceBuffer() {
-    ggml_backend_buffer_free(buffer_);
-}
-
-std::shared_ptr<DeviceBuffer> BufferPool::acquire(ggml_backend_buffer_type_t buft, size_t size) {
-    std::unique_ptr<DeviceBuffer> buffer;
-    {
-        std::lock_guard<std::mutex> lock(mutex_);
-        auto best = idle_.end();
-        for (auto it = idle_.begin(); it != idle_.end(); ++it) {
-            const size_t have = (*it)->size();
-            if ((*it)->buft() == buft && have >= size && have <= size + (exact_ ? 0 : size / 16) &&
-                (best == idle_.end() || have < (*best)->size())) {
-                best = it;
+ggml_backend_t Queues::of(const ggml_tensor * tensor) {
+    ggml_backend_buffer_type_t buft = ggml_backend_buffer_get_type(tensor->buffer);
+    const auto [found, is_new] = by_type_.try_emplace(buft, nullptr);
+    if (is_new && !ggml_backend_buft_is_host(buft)) {
+        ggml_backend_sched_t sched = context_.get_sched();
+        for (int i = 0; i < ggml_backend_sched_get_n_backends(sched) && !found->second; ++i) {
+            ggml_backend_t backend = ggml_backend_sched_get_backend(sched, i);
+            if (ggml_backend_get_default_buffer_type(backend) == buft) {
+                found->second = backend;
             }
         }
-        if (best != idle_.end()) {
-            buffer = std::move(*best);
-            idle_.erase(best);
-            idle_bytes_ -= buffer->size();
-        }
     }
-    if (!buffer) {
-        try {
-            buffer = std::make_unique<DeviceBuffer>(buft, size);
-        } catch (const DeviceMemoryError &) {
-            if (idle_bytes() == 0) {
-                throw;
-            }
-            trim();
-            buffer = std::make_unique<DeviceBuffer>(buft, size);
-        }
-    }
-    {
-        std::lock_guard<std::mutex> lock(mutex_);
-        live_[buft] += buffer->size();
-    }
-    return std::shared_ptr<DeviceBuffer>(buffer.release(),
-                                         [pool = shared_from_this()](DeviceBuffer * b) { pool->give_back(b); });
+    return found->second;
 }
 
-void BufferPool::give_back(DeviceBuffer * raw) {
-    std::unique_ptr<DeviceBuffer> buffer(raw);
-    std::vector<std::unique_ptr<DeviceBuffer>> freed; // freed without the lock
-    std::lock_guard<std::mutex> lock(mutex_);
-    live_[buffer->buft()] -= buffer->size();
-    idle_bytes_ += buffer->size();
-    idle_.push_back(std::move(buffer));
-    // The oldest go first. A buffer may be a sixteenth larger than what was asked for.
-    while (idle_bytes_ > largest_ + largest_ / 16 + 4096 || idle_.size() > 64) {
-        idle_bytes_ -= idle_.front()->size();
-        freed.push_back(std::move(idle_.front()));
-        idle_.erase(idle_.begin());
+void Queues::queued(ggml_backend_t backend, size_t bytes_from_host) {
+    size_t & held = queued_[backend];
+    held += bytes_from_host;
+    if (held > MAX_QUEUED) {
+        ggml_backend_synchronize(backend);
+        held = 0;
     }
 }
 
-void BufferPool::expect(size_t bytes, bool exact) {
-    std::lock_guard<std::mutex> lock(mutex_);
-    exact_ = exact;
-    largest_ = std::max(largest_, bytes);
-}
-
-void BufferPool::trim() {
-    std::vector<std::unique_ptr<DeviceBuffer>> freed;
-    std::lock_guard<std::mutex> lock(mutex_);
-    freed.swap(idle_);
-    idle_bytes_ = 0;
-    largest_ = 0;
-}
-
-size_t BufferPool::idle_bytes() const {
-    std::lock_guard<std::mutex> lock(mutex_);
-    return idle_bytes_;
-}
-
-std::map<ggml_backend_buffer_type_t, size_t> BufferPool::live_bytes() const {
-    std::lock_guard<std::mutex> lock(mutex_);
-    return live_;
-}
-
-void CopyList::run(llama_context & context) const {
-    std::vector<ggml_backend_t> queued;
-    std::map<ggml_backend_buffer_type_t, ggml_backend_t> queues;
-    for (const Copy & copy : copies_) {
-        if (fault_now()) {
-            for (ggml_backend_t backend : queued) {
-                ggml_backend_synchronize(backend);
-            }
-            throw std::runtime_error("a device copy failed (injected)");
-        }
-        if (is_host(copy.src) && is_host(copy.dst)) {
-            std::memcpy(static_cast<char *>(copy.dst->data) + copy.dst_offset,
-                        static_cast<const char *>(copy.src->data) + copy.src_offset, copy.size);
-            continue;
-        }
-        ggml_tensor src = byte_view(copy.src, copy.src_offset, copy.size);
-        ggml_tensor dst = byte_view(copy.dst, copy.dst_offset, copy.size);
-        ggml_backend_t backend = nullptr;
-        ggml_backend_buffer_type_t buft = ggml_backend_buffer_get_type(copy.src->buffer);
-        if (buft == ggml_backend_buffer_get_type(copy.dst->buffer)) {
-            const auto found = queues.find(buft);
-            backend = found != queues.end() ? found->second : (queues[buft] = queue_for(context, buft));
-        }
-        if (backend) {
-            ggml_backend_tensor_copy_async(backend, backend, &src, &dst);
-            if (std::find(queued.begin(), queued.end(), backend) == queued.end()) {
-                queued.push_back(backend);
-            }
-        } else {
-            ggml_backend_tensor_copy(&src, &dst);
-        }
-    }
-    for (ggml_backend_t backend : queued) {
+void Queues::wait() {
+    for (const auto & [backend, held] : queued_) {
         ggml_backend_synchronize(backend);
     }
+    queued_.clear();
+}
+
+void CopyList::add(const RowCopy & copy) {
+    const std::vector<RowRuns::Run> & runs = copy.rows->list;
+    // Pieces that follow each other in both places are one.
+    const size_t packed = copy.rows->n_rows * copy.piece;
+    const bool whole = runs.size() == 1 && copy.spread.pitch == packed && copy.packed.pitch == packed;
+    if (whole || runs.size() * copy.n_pieces <= FEW) {
+        expand(copy, *this);
+    } else {
+        row_copies_.push_back(copy);
+    }
+}
+
+void CopyList::run(llama_context & context, BufferPool & pool) const {
+    RowGraphs graphs(pool); // outlives what is queued
+    Queues queues(context);
+    for (const Copy & copy : copies_) {
+        run_copy(copy, queues);
+    }
+    CopyList left;
+    for (const RowCopy & copy : row_copies_) {
+        if (is_host(copy.spread.tensor) && is_host(copy.packed.tensor)) {
+            copy_on_host(copy);
+        } else if (!graphs.add(copy, queues)) {
+            expand(copy, left);
+        }
+    }
+    for (const Copy & copy : left.copies_) {
+        run_copy(copy, queues);
+    }
+    graphs.run(queues);
+    queues.wait();
 }
 
 } // namespace lloyal

@@ -1,69 +1,20 @@
 // Moving bytes between cache tensors and buffers of ours: device to device, queued where the back end can queue.
 #pragma once
 
+#include "buffers.hpp"
 #include "io.hpp"
 
 #include "ggml-backend.h"
 #include "ggml.h"
 
-#include <atomic>
 #include <cstdint>
 #include <map>
 #include <memory>
-#include <mutex>
-#include <stdexcept>
-#include <string>
 #include <vector>
 
 struct llama_context;
 
 namespace lloyal {
-
-// A back end could not allocate.
-struct DeviceMemoryError : std::runtime_error {
-    using std::runtime_error::runtime_error;
-};
-
-// One allocation on a device, seen as a tensor of bytes so that every type copies exactly.
-class DeviceBuffer {
-  public:
-    DeviceBuffer(ggml_backend_buffer_type_t buft, size_t size);
-    DeviceBuffer(const DeviceBuffer &) = delete;
-    ~DeviceBuffer();
-
-    ggml_backend_buffer_type_t buft() const { return buft_; }
-    size_t size() const { return size_; }
-    ggml_tensor * tensor() { return &tensor_; }
-
-  private:
-    ggml_backend_buffer_type_t buft_;
-    size_t size_;
-    ggml_backend_buffer_t buffer_;
-    ggml_tensor tensor_{};
-};
-
-// Keeps freed buffers for the next save, so that a save in a loop does not allocate. It never holds more than the
-// largest save so far took, and gives everything back when asked or when an allocation fails.
-class BufferPool : public std::enable_shared_from_this<BufferPool> {
-  public:
-    std::shared_ptr<DeviceBuffer> acquire(ggml_backend_buffer_type_t buft, size_t size);
-    // What the save that begins is going to acquire; `exact`: not a byte more than it asks for, as a budget counts.
-    void expect(size_t bytes, bool exact);
-    void trim();
-    size_t idle_bytes() const;
-    // Bytes in use per buffer type.
-    std::map<ggml_backend_buffer_type_t, size_t> live_bytes() const;
-
-  private:
-    void give_back(DeviceBuffer * buffer);
-
-    mutable std::mutex mutex_;
-    std::vector<std::unique_ptr<DeviceBuffer>> idle_;
-    size_t idle_bytes_ = 0;
-    size_t largest_ = 0; // save
-    bool exact_ = false;
-    std::map<ggml_backend_buffer_type_t, size_t> live_;
-};
 
 struct Copy {
     ggml_tensor * src;
@@ -73,7 +24,68 @@ struct Copy {
     size_t size;
 };
 
-// A list of copies that merges neighbours.
+// Where rows lie: piece `k` of row `r` at offset + k * pitch + r * piece.
+struct RowPlace {
+    ggml_tensor * tensor;
+    size_t offset;
+    size_t pitch;
+    uint32_t n_rows; // there are, from the offset on
+};
+
+// Rows here and there, in the order that is wanted.
+struct RowRuns {
+    struct Run {
+        uint32_t row;
+        uint32_t n;
+    };
+    std::vector<Run> list;
+    uint32_t n_rows = 0;
+
+    void add(uint32_t row, uint32_t n) {
+        if (!list.empty() && list.back().row + list.back().n == row) {
+            list.back().n += n;
+        } else {
+            list.push_back({row, n});
+        }
+        n_rows += n;
+    }
+    template <typename F> void for_each(F && visit) const {
+        for (const Run & run : list) {
+            for (uint32_t row = run.row; row < run.row + run.n; ++row) {
+                visit(row);
+            }
+        }
+    }
+};
+
+// The rows of one tensor: gathered from `spread` into `packed`, or scattered the other way.
+struct RowCopy {
+    size_t piece; // bytes
+    uint32_t n_pieces;
+    RowPlace spread;
+    RowPlace packed; // in order from its first row on
+    std::shared_ptr<const RowRuns> rows;
+    bool gather;
+};
+
+// The back ends of a context that compute in the memory of a device, and what was queued on them.
+class Queues {
+  public:
+    explicit Queues(llama_context & context) : context_(context) {}
+    Queues(const Queues &) = delete;
+    ~Queues() { wait(); }
+
+    ggml_backend_t of(const ggml_tensor * tensor); // null in host memory, or if nothing computes there
+    void queued(ggml_backend_t backend, size_t bytes_from_host = 0);
+    void wait();
+
+  private:
+    llama_context & context_;
+    std::map<ggml_backend_buffer_type_t, ggml_backend_t> by_type_;
+    std::map<ggml_backend_t, size_t> queued_; // bytes that a back end may hold a copy of
+};
+
+// A list of copies. Those of neighbouring bytes merge; rows that lie in many places take one operation a tensor.
 class CopyList {
   public:
     void add(const Copy & copy) {
@@ -90,18 +102,20 @@ class CopyList {
         }
         copies_.push_back(copy);
     }
-    void reserve(size_t n) { copies_.reserve(n); }
-    size_t size() const { return copies_.size(); }
+    void add(const RowCopy & copy);
 
-    // Queue every copy on the back ends of `context` and wait once.
-    void run(llama_context & context) const;
+    // Queue everything on the back ends of `context` and wait once. `pool`: where indices come from.
+    void run(llama_context & context, BufferPool & pool) const;
 
   private:
     std::vector<Copy> copies_;
+    std::vector<RowCopy> row_copies_;
 };
 
-// Fault injection for tests: the n-th allocation or copy from now fails (0: the next); negative: none.
-void fault_arm(int64_t n);
-int64_t fault_remaining();
+bool is_host(const ggml_tensor * tensor);
+// Where piece `k` of row `row` lies.
+inline size_t row_offset(const RowPlace & place, size_t piece, uint32_t row, uint32_t k) {
+    return place.offset + k * place.pitch + row * piece;
+}
 
 } // namespace lloyal

@@ -75,39 +75,50 @@ void script_rows(ScriptedReader & reader, const KvLayout & layout, const Runs & 
 // Pair what llama.cpp asked to fill (rows in order, tensor by tensor) with where the rows lie.
 void copy_rows(CopyList & copies, const ScriptedReader & reader, const std::vector<RowTensor> & tensors,
                uint32_t n_rows, const std::vector<Segment> & segments) {
+    const auto wrong = [](const char * what) {
+        return std::runtime_error(std::string("llama.cpp asked for ") + what + " than the checkpoint holds");
+    };
+    // The first tensor says which cells; the others have to agree.
+    RowRuns cells;
+    for (size_t i = 0; !tensors.empty() && cells.n_rows < n_rows && i < reader.targets.size(); ++i) {
+        const Slice & target = reader.targets[i];
+        cells.list.push_back({uint32_t(target.offset / tensors[0].piece), uint32_t(target.size / tensors[0].piece)});
+        cells.n_rows += cells.list.back().n;
+    }
     size_t next = 0;
-    for (size_t t = 0; t < tensors.size(); ++t) {
-        const RowTensor & tensor = tensors[t];
+    for (const RowTensor & tensor : tensors) {
         for (uint32_t k = 0; k < tensor.n_pieces; ++k) {
-            uint32_t row = 0;
-            size_t segment = 0;
-            uint32_t in_segment = 0;
-            while (row < n_rows) {
-                if (next == reader.targets.size() || reader.targets[next].tensor != tensor.tensor) {
-                    throw std::runtime_error("llama.cpp asked for other tensors than the checkpoint holds");
+            for (const RowRuns::Run & run : cells.list) {
+                if (next == reader.targets.size() || reader.targets[next].tensor != tensor.tensor ||
+                    reader.targets[next].offset != tensor.offset(run.row, k) ||
+                    reader.targets[next].size != run.n * tensor.piece) {
+                    throw wrong("other tensors");
                 }
-                const Slice & target = reader.targets[next++];
-                uint32_t left = uint32_t(target.size / tensor.piece);
-                size_t at = target.offset;
-                row += left;
-                while (left > 0) {
-                    if (in_segment == segments[segment].n) {
-                        ++segment;
-                        in_segment = 0;
-                    }
-                    const Segment & from = segments[segment];
-                    const uint32_t n = std::min(left, from.n - in_segment);
-                    const Slice source = from.chunk->slice(tensor, t, from.row + in_segment, k);
-                    copies.add({source.tensor, source.offset, tensor.tensor, at, n * tensor.piece});
-                    at += n * tensor.piece;
-                    in_segment += n;
-                    left -= n;
-                }
+                ++next;
             }
         }
     }
-    if (next != reader.targets.size()) {
-        throw std::runtime_error("llama.cpp asked for more tensors than the checkpoint holds");
+    if (next != reader.targets.size() || (!tensors.empty() && cells.n_rows != n_rows)) {
+        throw wrong("more tensors");
+    }
+    auto run = cells.list.begin();
+    uint32_t in_run = 0;
+    for (const Segment & segment : segments) {
+        const auto rows = std::make_shared<RowRuns>();
+        while (run != cells.list.end() && rows->n_rows < segment.n) {
+            const uint32_t n = std::min(segment.n - rows->n_rows, run->n - in_run);
+            rows->add(run->row + in_run, n);
+            in_run += n;
+            if (in_run == run->n) {
+                ++run;
+                in_run = 0;
+            }
+        }
+        for (size_t t = 0; t < tensors.size(); ++t) {
+            const RowTensor & tensor = tensors[t];
+            copies.add(RowCopy{tensor.piece, tensor.n_pieces, tensor.place(),
+                               segment.chunk->place(tensor, t, segment.row), rows, false});
+        }
     }
 }
 
@@ -279,13 +290,13 @@ struct Restore {
             copy_rows(copies, reader, layout.tensors(seq), uint32_t(read.rows.size()), read.segments);
         }
         script_state(seq, copies);
-        copies.run(*box.ptr);
+        copies.run(*box.ptr, *box.store->pool);
     }
 
     void read_state_into(SeqId seq) {
         CopyList copies;
         script_state(seq, copies);
-        copies.run(*box.ptr);
+        copies.run(*box.ptr, *box.store->pool);
     }
 
     void script_state(SeqId seq, CopyList & copies) {
@@ -439,7 +450,7 @@ Status restore_whole(ContextBox & box, CheckpointBox & ck, SeqId dest) {
         }
         if (placed) {
             try {
-                copies.run(*box.ptr);
+                copies.run(*box.ptr, *box.store->pool);
             } catch (...) {
                 drop_sequence(box, spare);
                 throw;
@@ -455,7 +466,7 @@ Status restore_whole(ContextBox & box, CheckpointBox & ck, SeqId dest) {
     try {
         CopyList copies;
         place(dest, copies);
-        copies.run(*box.ptr);
+        copies.run(*box.ptr, *box.store->pool);
     } catch (const std::exception & e) {
         const Status status = restore_failed(dest, e);
         forget_sequence(box, dest);

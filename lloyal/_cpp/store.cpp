@@ -206,7 +206,7 @@ void CheckpointStore::repack(ContextBox & box, const CheckpointBox * taking) {
     if (made.empty()) {
         return;
     }
-    copies.run(*box.ptr);
+    copies.run(*box.ptr, *box.store->pool);
     for (auto & [use, chunk] : made) {
         ChunkIndex & index = chunks(use->cache, chunk->host);
         // One that was not found by its content before (it came from bytes) is not found now.
