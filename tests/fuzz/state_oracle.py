@@ -18,7 +18,7 @@ from tests.fuzz.state_model import END, Recipe, Step, is_row
 from tests.models import N_EMBD, N_VOCAB
 
 # No measured noise makes the bar lower than this part of the largest logit.
-FLOOR = {"f32": 1e-3, "f16": 1e-2, "q8_0": 3e-2, "q4_0": 1e-1}
+FLOOR = {"f32": 1e-3, "f16": 2e-2, "q8_0": 3e-2, "q4_0": 1e-1}
 FLASH_FLOOR = 1e-2  # its tiles round what they sum
 
 
@@ -70,10 +70,10 @@ class Oracle:
         slot.go_to(recipe[: len(recipe) - n_last])
         return slot.rows(recipe[len(recipe) - n_last :], 256)
 
-    def differently(self, recipe: Recipe, n_last: int) -> list[np.ndarray]:
+    def differently(self, recipe: Recipe, n_last: int, chunks: tuple[int, ...] = (1, 7, 33, 64)) -> list[np.ndarray]:
         """The same by other splits into batches."""
         found = []
-        for chunk in (1, 7, 33, 64):
+        for chunk in chunks:
             slot = self.slots[0] if self.slots else self.slot(())
             slot.clear()
             slot.go_to(recipe[: len(recipe) - n_last], chunk)
@@ -99,7 +99,7 @@ class Oracle:
             far = float(np.abs(got - expected).max()) / scale
             if far <= self.bar:
                 return None
-            others = self.differently(recipe, len(got))
+            others = self.differently(recipe, len(got), (1, 2, 3, 5, 7, 8, 12, 16, 33, 64, 128))
         except NotComparable:
             return None
         noise = max(float(np.abs(other - expected).max()) / scale for other in others)
