@@ -6,7 +6,7 @@
 
 A patch is a unified diff that takes a fix out of the sources. Above the diff stand lines of the form ``name: value``:
 
-    generator: state               a program of tests/fuzz; takes --seconds and --seed, ends with 1 if it found something
+    generator: state               a program of tests/fuzz; takes --seconds and --seed, exit code 1: found
     arguments: --config gemma3     more arguments for it
 
 The work is done in a worktree and a virtual environment of its own, in a folder that is kept (``--folder``), so that

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 class Worker:
     """A process of a module of ``tests.fuzz`` that answers requests, and is started again when it dies or hangs."""
 
-    def __init__(self, module: str, seconds: float = 60.0) -> None:
+    def __init__(self, module: str, seconds: float = 30.0) -> None:
         self.module = module
         self.seconds = seconds
         self.process: subprocess.Popen[bytes] | None = None

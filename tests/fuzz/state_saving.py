@@ -9,7 +9,7 @@ import numpy as np
 
 import lloyal
 from lloyal.errors import StaleCheckpoint
-from tests.fuzz.state_model import EMPTY, Content, edited
+from tests.fuzz.state_model import EMPTY, Content, edited, fresh
 from tests.fuzz.state_ops import Args, Op, a_sequence, any_side, fault, op
 from tests.fuzz.state_world import Side, Violation, World
 
@@ -147,7 +147,14 @@ class Set(Op):
             s.ctx.memory.seq_rm(dest)
             s.seqs[dest] = EMPTY
             return
-        s.seqs[dest] = raw.content
+        s.seqs[dest] = read_back(w, raw.content)
+
+
+def read_back(w: World, content: Content) -> Content:
+    """A state in llama.cpp's own form of recurrent memory does not say where it began."""
+    if w.config.kind != "recurrent" or content.begin == 0:
+        return content
+    return Content(tuple((pos, fresh()) for pos in range(content.end)), content.recipe, content.state)
 
 
 def same_ids(side: Side, seq: int, runs: list[Any]) -> bool:
@@ -188,7 +195,8 @@ class Context_State(Op):
         whole = w.saved[name]
         error = w.attempt("state_set_data", lambda: s.ctx.state_set_data(whole.blob))
         if error is None:
-            s.seqs = whole.contents[: s.n_seq] + [EMPTY] * (s.n_seq - len(whole.contents))
+            s.seqs = [read_back(w, content) for content in whole.contents[: s.n_seq]]
+            s.seqs += [EMPTY] * (s.n_seq - len(whole.contents))
             if any(content.rows for content in whole.contents[s.n_seq :]):
                 raise Violation("accepted", "a state with more sequences than this context has")
         else:
@@ -232,9 +240,10 @@ class Sequence_File(Op):
         if error is not None:
             w.emptied(s, error, seq)
         elif file.seq is None:
-            s.seqs = file.contents[: s.n_seq] + [EMPTY] * (s.n_seq - len(file.contents))
+            s.seqs = [read_back(w, content) for content in file.contents[: s.n_seq]]
+            s.seqs += [EMPTY] * (s.n_seq - len(file.contents))
         else:
-            s.seqs[seq] = file.contents[file.seq]
+            s.seqs[seq] = read_back(w, file.contents[file.seq])
 
 
 @op
@@ -272,7 +281,7 @@ class Checkpoint(Op):
                 raise Violation("accepted", f"cells leased in sequence {made[0].lease}, which is in use")
             s.held[made[0].lease] = to
             s.seqs[made[0].lease] = kept.content
-        elif not partial and made[0].n_tokens != len({pos for pos, _ in kept.content.rows}):
+        elif not partial and made[0].n_tokens != kept.content.n:
             raise Violation("checkpoint", f"{made[0].n_tokens} rows, the sequence holds {kept.content.n}")
 
 

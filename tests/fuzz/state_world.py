@@ -103,7 +103,7 @@ class World:
         self.sides = [Side(config, self.model, which) for which in range(1 if config.second is None else 2)]
         self.saved: dict[str, Any] = {}  # checkpoints and states by name
         self.n_named = 0
-        self.rows_of: dict[tuple[int, int], tuple[int, ...]] = {}  # content id of lloyal: rows of the model
+        self.rows_of: dict[tuple[int, int], int] = {}  # content id of lloyal: row of the model
         self.bytes_of: dict[tuple[int, tuple[int, ...]], tuple[int, ...]] = {}  # cache and rows: hashes
         self.state_of: dict[int, bytes] = {}
         self.views: dict[int, View] = {}
@@ -141,7 +141,7 @@ class World:
     def emptied(self, side: Side, error: LloyalError, dest: int | None = None) -> None:
         """What a message says is empty now."""
         text = "\n".join([str(error), *getattr(error, "__notes__", ())])
-        for seq in re.findall(r"sequence (\d+) is (?:now )?empty", text):
+        for seq in re.findall(r"sequence (\d+)(?: is|, which is) (?:now )?empty", text):
             side.seqs[int(seq)] = EMPTY
         if dest is not None and "the sequence is now empty" in text:
             side.seqs[dest] = EMPTY
@@ -176,7 +176,10 @@ class World:
         if high != content.end - 1:
             raise Violation("position", f"{here}: seq_pos_max is {high}, it must hold {_brief(content)}")
         runs = memory.provenance(seq)
-        at = {pos: (epoch, first + pos - begin) for begin, end, epoch, first in runs for pos in range(begin, end)}
+        at: dict[int, tuple[tuple[int, int], ...]] = {}
+        for begin, end, epoch, first in runs:
+            for pos in range(begin, end):
+                at[pos] = (*at.get(pos, ()), (epoch, first + pos - begin))
         places = groups(content)
         seen = side.seen[seq]
         same = self.last_error is not None and seen is not None and seen[0] is content
@@ -186,7 +189,9 @@ class World:
         if list(at) != list(places):
             raise Violation("provenance", f"{here} has {_ranges(list(at))}, it must hold {_brief(content)}")
         for pos, rows in places.items():
-            if self.rows_of.setdefault(at[pos], rows) != rows:
+            if len(at[pos]) != len(rows):
+                raise Violation("provenance", f"{here} has {len(at[pos])} ids at {pos}, it must hold {len(rows)} rows")
+            if any(self.rows_of.setdefault(*pair) != pair[1] for pair in zip(at[pos], rows, strict=True)):
                 raise Violation("provenance", f"{here}: the id of position {pos} stood for other content before")
         if not content.rows:
             side.seen[seq] = None
