@@ -1,13 +1,14 @@
 #include "adapter.hpp"
 
+#include "fence.hpp"
 #include "fork.hpp"
+#include "gguf_file.hpp"
+#include "graph_check.hpp"
 #include "log.hpp"
 
 #include "llama-adapter.h"
 #include "llama-context.h"
 #include "llama-model.h"
-
-#include "gguf.h"
 
 #include <algorithm>
 #include <cmath>
@@ -17,12 +18,10 @@
 namespace lloyal {
 namespace {
 
-using GgufPtr = std::unique_ptr<gguf_context, decltype(&gguf_free)>;
-
 // llama.cpp reads these keys without a look at their type, and asserts on another one.
 Status check_metadata(const std::string & path) {
-    const GgufPtr file(gguf_init_from_file(path.c_str(), {/*.no_alloc =*/true, /*.ctx =*/nullptr}), gguf_free);
-    if (!file) {
+    const GgufFile file(path);
+    if (!file.meta) {
         return Status(Code::load_failed, path + " cannot be read as GGUF");
     }
     const std::pair<const char *, gguf_type> keys[] = {
@@ -32,18 +31,14 @@ Status check_metadata(const std::string & path) {
         {"adapter.lora.alpha", GGUF_TYPE_FLOAT32},
     };
     for (const auto & [key, type] : keys) {
-        const int64_t id = gguf_find_key(file.get(), key);
-        if (id >= 0 && gguf_get_kv_type(file.get(), id) != type) {
+        const int64_t id = gguf_find_key(file.meta.get(), key);
+        if (id >= 0 && gguf_get_kv_type(file.meta.get(), id) != type) {
             return Status(Code::load_failed,
-                          text(path, ": ", key, " is of type ", gguf_type_name(gguf_get_kv_type(file.get(), id)),
+                          text(path, ": ", key, " is of type ", gguf_type_name(gguf_get_kv_type(file.meta.get(), id)),
                                ", not ", gguf_type_name(type)));
         }
     }
     return {};
-}
-
-bool can_multiply(ggml_type type) {
-    return type == GGML_TYPE_F32 || type == GGML_TYPE_F16 || type == GGML_TYPE_BF16 || ggml_is_quantized(type);
 }
 
 // llama.cpp compares the first two dimensions only; what else is wrong it finds while computing, and asserts.
@@ -51,7 +46,7 @@ Status check_tensors(const llama_model & model, const llama_adapter_lora & adapt
     for (const auto & [name, weight] : adapter.ab_map) {
         const ggml_tensor * base = model.get_tensor(name.c_str());
         for (const ggml_tensor * tensor : {weight.a, weight.b}) {
-            if (!can_multiply(tensor->type)) {
+            if (!is_weight_type(tensor->type)) {
                 return Status(Code::load_failed, text(path, ": tensor ", tensor->name, " is of type ",
                                                       ggml_type_name(tensor->type), ", which has no matrix product"));
             }
@@ -109,7 +104,7 @@ AdapterBox::~AdapterBox() {
 }
 
 Status adapter_load(ModelHandle model, const std::string & path, AdapterHandle & out) noexcept {
-    return guarded(Code::load_failed, [&]() -> Status {
+    return fenced(Code::load_failed, [&]() -> Status {
         log_mark();
         if (Status status = check_metadata(path); !status.ok()) {
             return status;
@@ -133,7 +128,7 @@ Status adapter_load(ModelHandle model, const std::string & path, AdapterHandle &
 
 Status adapters_set(ContextBox & box, const std::vector<AdapterHandle> & adapters,
                     const std::vector<float> & scales) noexcept {
-    return guarded(Code::out_of_device_memory, [&]() -> Status {
+    return fenced(Code::out_of_device_memory, [&]() -> Status {
         AdapterList kept;
         for (size_t i = 0; i < adapters.size(); ++i) {
             if (adapters[i]->model != box.model) {

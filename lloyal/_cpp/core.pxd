@@ -91,6 +91,7 @@ cdef extern from "handles.hpp" namespace "lloyal" nogil:
 
     cppclass ModelBox:
         c.llama_model* ptr
+        vector[uint8_t] sample
     ctypedef shared_ptr[ModelBox] ModelHandle
 
     ctypedef bool (*PollFn)() noexcept nogil
@@ -109,7 +110,6 @@ cdef extern from "handles.hpp" namespace "lloyal" nogil:
                       const vector[g.ggml_backend_dev_t]& devices, const vector[float]& tensor_split,
                       const vector[string]& patterns, const vector[g.ggml_backend_dev_t]& places, ModelHandle& out)
     Status model_save(ModelBox& model, const string& path)
-    Status model_tensor_sample(ModelBox& model, vector[uint8_t]& out)
     Status context_create(ModelHandle model, c.llama_context_params params, ContextHandle parent, PollFn poll,
                           ContextHandle& out)
     bool context_enter(ContextBox& box)

@@ -45,10 +45,11 @@ Status check_batch(const ContextBox & box, const Batch & batch, bool encoding, b
         return invalid("the batch is empty");
     }
     const bool causal = llama_get_causal_attn(&context);
-    const uint32_t limit = encoding || !causal ? llama_n_ubatch(&context) : llama_n_batch(&context);
+    const bool whole = encoding || !causal || !box.memory; // what has no memory is encoded, whatever it is called with
+    const uint32_t limit = whole ? llama_n_ubatch(&context) : llama_n_batch(&context);
     if (n > limit) {
         return invalid(text("the batch has ", n, " tokens, this context takes ", limit, " at once (",
-                            encoding || !causal ? "n_ubatch" : "n_batch", "): split it, or raise the limit"));
+                            whole ? "n_ubatch" : "n_batch", "): split it, or raise the limit"));
     }
     size_t n_outputs = n;
     if (!encoding && !every_token_outputs(box)) {
@@ -305,7 +306,21 @@ Status run_decode(ContextBox & box, const Batch & batch, bool tenant, Native && 
         box.poll_after_us = llama_time_us() + 20'000; // a short step never asks Python
         box.drop_outputs();
         const std::vector<StateCell> before = box.map.state_cells();
-        int32_t rc = native();
+        int32_t rc = 0;
+        try {
+            rc = native();
+        } catch (...) {
+            // Planning a micro-batch failed: its rows have cells by then, and nothing in them.
+            for (size_t i = 0; box.memory && !box.map.has_state() && i < batch.size(); ++i) {
+                for (int32_t k = 0; k < batch.n_seq(i); ++k) {
+                    box.memory->seq_rm(batch.seq(i, k), batch.pos(i), -1);
+                }
+            }
+            if (box.memory) {
+                take_back(box, batch, before);
+            }
+            throw;
+        }
         if (rc == 1 && box.map.window) {
             // Window cells that a fork shares are never reused by llama.cpp, however stale. Drop those and try again.
             for (SeqId seq = 0; seq < box.provenance.n_seq_max(); ++seq) {
@@ -341,7 +356,14 @@ template <typename Native> Status run_encode(ContextBox & box, const Batch & bat
         log_mark();
         box.poll_after_us = llama_time_us() + 20'000;
         box.drop_outputs();
-        const int32_t rc = native();
+        const bool causal = llama_get_causal_attn(box.ptr);
+        int32_t rc = 0;
+        try {
+            rc = native();
+        } catch (...) {
+            llama_set_causal_attn(box.ptr, causal); // which encoding turns off for its time
+            throw;
+        }
         if (rc != 0) {
             return failure(box, rc, batch);
         }

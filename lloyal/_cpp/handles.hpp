@@ -46,6 +46,8 @@ struct ModelBox {
     std::vector<ggml_backend_dev_t> devices;
     std::vector<float> tensor_split;
     TensorPlaces places;
+    // Of the file it came from: weights on a device cannot always be read back as they were. Empty without weights.
+    std::vector<uint8_t> sample;
     // Connections to the servers its devices are on.
     std::vector<std::shared_ptr<void>> keeps;
     // llama.cpp walks a model's list of adapters whenever a context plans its memory: shared for that, exclusive to
@@ -131,8 +133,6 @@ Status model_load(const std::vector<std::string> & paths, llama_model_params par
                   const std::vector<std::string> & patterns, const std::vector<ggml_backend_dev_t> & places,
                   ModelHandle & out) noexcept;
 Status model_save(ModelBox & model, const std::string & path) noexcept;
-// Names, types, shapes and a few bytes of every tensor: enough to tell two models apart without reading them.
-Status model_tensor_sample(ModelBox & model, std::vector<uint8_t> & out) noexcept;
 // `parent`, or null, is the context whose results or memory the new one uses.
 Status context_create(ModelHandle model, llama_context_params params, ContextHandle parent, PollFn poll,
                       ContextHandle & out) noexcept;

@@ -1,34 +1,16 @@
 #include "quantize.hpp"
 
+#include "fence.hpp"
+#include "gguf_file.hpp"
+#include "load_check.hpp"
 #include "log.hpp"
 
 #include "llama-ext.h"
 
-#include "ggml.h"
-#include "gguf.h"
-
 #include <algorithm>
-#include <memory>
 
 namespace lloyal {
 namespace {
-
-struct GgufDeleter {
-    void operator()(gguf_context * file) const { gguf_free(file); }
-    void operator()(ggml_context * tensors) const { ggml_free(tensors); }
-};
-
-struct GgufFile {
-    std::unique_ptr<gguf_context, GgufDeleter> meta;
-    std::unique_ptr<ggml_context, GgufDeleter> tensors;
-
-    explicit GgufFile(const std::string & path) {
-        ggml_context * context = nullptr;
-        meta.reset(gguf_init_from_file(path.c_str(), {/*.no_alloc =*/true, /*.ctx =*/&context}));
-        tensors.reset(context);
-    }
-    const ggml_tensor * find(const char * name) const { return ggml_get_tensor(tensors.get(), name); }
-};
 
 Status unreadable(const std::string & path) {
     return Status(Code::load_failed, path + " cannot be read as GGUF");
@@ -76,6 +58,9 @@ Status check_sources(const std::vector<std::string> & files, const llama_model_q
         if (!file.meta) {
             return unreadable(files[i]);
         }
+        if (Status status = check_file(*file.meta, params.kv_overrides); !status.ok()) {
+            return status;
+        }
         if (gguf_get_alignment(file.meta.get()) != GGUF_DEFAULT_ALIGNMENT) {
             return Status(Code::unsupported, text(files[i], " is aligned to ", gguf_get_alignment(file.meta.get()),
                                                   " bytes, llama.cpp writes only ", GGUF_DEFAULT_ALIGNMENT));
@@ -100,20 +85,8 @@ Status check_sources(const std::vector<std::string> & files, const llama_model_q
 
 } // namespace
 
-bool can_quantize_to(ggml_type type) {
-    switch (type) {
-        case GGML_TYPE_F32:
-        case GGML_TYPE_F16:
-        case GGML_TYPE_BF16: return true;
-        case GGML_TYPE_Q8_1:
-        case GGML_TYPE_Q8_K: // what products are computed in, not stored
-            return false;
-        default: return type < GGML_TYPE_COUNT && ggml_is_quantized(type);
-    }
-}
-
 Status split_files(const std::string & path, std::vector<std::string> & out) noexcept {
-    return guarded(Code::load_failed, [&]() -> Status {
+    return fenced(Code::load_failed, [&]() -> Status {
         const GgufFile file(path);
         if (!file.meta) {
             return unreadable(path);
@@ -144,10 +117,15 @@ Status split_files(const std::string & path, std::vector<std::string> & out) noe
 
 Status quantize(const std::string & source, const std::string & target, llama_model_quantize_params params,
                 const QuantizeInputs & inputs) noexcept {
-    return guarded(Code::load_failed, [&]() -> Status {
+    return fenced(Code::load_failed, [&]() -> Status {
         std::vector<std::string> files;
         if (Status status = split_files(source, files); !status.ok()) {
             return status;
+        }
+        std::vector<llama_model_kv_override> overrides = inputs.kv_overrides;
+        if (!overrides.empty()) {
+            overrides.push_back({});
+            params.kv_overrides = overrides.data();
         }
         if (Status status = check_sources(files, params, inputs); !status.ok()) {
             return status;
@@ -159,11 +137,6 @@ Status quantize(const std::string & source, const std::string & target, llama_mo
         if (!imatrix.empty()) {
             imatrix.push_back({nullptr, nullptr, 0});
             params.imatrix = imatrix.data();
-        }
-        std::vector<llama_model_kv_override> overrides = inputs.kv_overrides;
-        if (!overrides.empty()) {
-            overrides.push_back({});
-            params.kv_overrides = overrides.data();
         }
         std::vector<llama_model_tensor_override> types;
         for (const TensorType & entry : inputs.tensor_types) {

@@ -1,6 +1,7 @@
 // Quantizing a model file, with what llama.cpp asserts on checked before.
 #pragma once
 
+#include "graph_check.hpp"
 #include "status.hpp"
 
 #include "llama.h"
@@ -32,9 +33,6 @@ struct QuantizeInputs {
 
 // The files of a split model in order, found from the path of the first; the path alone if it is not split.
 Status split_files(const std::string & path, std::vector<std::string> & out) noexcept;
-
-// True for types that ggml can write.
-bool can_quantize_to(ggml_type type);
 
 Status quantize(const std::string & source, const std::string & target, llama_model_quantize_params params,
                 const QuantizeInputs & inputs) noexcept;

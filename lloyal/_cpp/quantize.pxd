@@ -23,6 +23,6 @@ cdef extern from "quantize.hpp" namespace "lloyal" nogil:
         vector[int32_t] prune_layers
 
     core.Status split_files(const string& path, vector[string]& out)
-    bool can_quantize_to(g.ggml_type type)
+    bool can_quantize_to "lloyal::is_weight_type"(g.ggml_type type)
     core.Status quantize(const string& source, const string& target, c.llama_model_quantize_params params,
                          const QuantizeInputs& inputs)

@@ -5,6 +5,7 @@
 
 #include <exception>
 #include <new>
+#include <stdexcept>
 #include <string>
 #include <utility>
 
@@ -42,6 +43,12 @@ struct Status {
     int value() const { return static_cast<int>(code); }
 };
 
+// A failure from where no Status can be returned: `guarded` makes it one.
+struct Failure : std::runtime_error {
+    Code code;
+    Failure(Code c, const std::string & message) : std::runtime_error(message), code(c) {}
+};
+
 // llama.cpp throws through its C API in places; no exception may cross into Cython without becoming a Status.
 template <typename F> Status guarded(Code on_error, F && body) noexcept {
     const NativeCall call;
@@ -52,6 +59,8 @@ template <typename F> Status guarded(Code on_error, F && body) noexcept {
         return body();
     } catch (const std::bad_alloc &) {
         return Status(Code::out_of_memory, "out of host memory");
+    } catch (const Failure & e) {
+        return Status(e.code, e.what());
     } catch (const std::exception & e) {
         return Status(on_error, e.what());
     } catch (...) {

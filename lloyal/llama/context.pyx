@@ -167,8 +167,8 @@ cdef class Context(ContextSampling):
                 check(status)
             except LoadFailed as error:
                 log = error.native_log
-                explained = LoadFailed(f"llama.cpp could not create a context with {_differences(params)}"
-                                       + (f": {log}" if log else ""))
+                reasons = [reason for reason in (str(error), log) if reason]
+                explained = LoadFailed(f"cannot create a context with {_differences(params)}: {': '.join(reasons)}")
                 explained.native_log = log
                 raise explained from None
         drain_logs()

@@ -68,7 +68,8 @@ cdef class Model(ModelInfo):
     Raises
     ------
     LoadFailed
-        The file is missing, unreadable, not GGUF, truncated, or of an architecture llama.cpp does not know.
+        The file is missing, unreadable, not GGUF, truncated, of an architecture llama.cpp does not know, or says of
+        itself what cannot be. A tensor whose type does not suit its use is named when a context is made.
     UnknownParameter, InvalidArgument
         A keyword is unknown or its value impossible.
     Aborted
@@ -76,7 +77,8 @@ cdef class Model(ModelInfo):
 
     Notes
     -----
-    Loading releases the GIL.
+    Loading releases the GIL. A mapped file (``use_mmap``, the default) that is cut short while the model is in use ends
+    the process (SIGBUS): write the new one beside it and rename.
     """
 
     def __init__(self, path: StrPath | Sequence[StrPath], params: ModelParams | None = None, **keywords: Unpack[ModelParams]):

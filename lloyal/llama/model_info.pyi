@@ -93,7 +93,7 @@ class ModelInfo:
     @property
     def is_diffusion(self) -> bool: ...
     def tensor_sample(self) -> bytes:
-        """Names, types, shapes and a few bytes of every tensor, for telling models apart. Releases the GIL."""
+        """Names, types, shapes and a few bytes of every tensor of the file, for telling models apart."""
     @property
     def devices(self) -> list[Device]:
         """The devices its layers are on, without the CPU (``llama_model_get_device``)."""

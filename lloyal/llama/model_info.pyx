@@ -220,14 +220,9 @@ cdef class ModelInfo:
         return c.llama_model_is_diffusion(handle.get().ptr)
 
     def tensor_sample(self) -> bytes:
-        """Names, types, shapes and a few bytes of every tensor, for telling models apart. Releases the GIL."""
+        """Names, types, shapes and a few bytes of every tensor of the file, for telling models apart."""
         cdef core.ModelHandle handle = self.pin()
-        cdef core.Status status
-        cdef vector[uint8_t] out
-        with nogil:
-            status = core.model_tensor_sample(handle.get()[0], out)
-        check(status)
-        return bytes(out)
+        return bytes(handle.get().sample)
 
     @property
     def devices(self) -> list[Device]:

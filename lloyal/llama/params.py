@@ -118,7 +118,8 @@ class ModelParams:
     tensor_split : sequence of float, optional
         Share of the model for each device.
     use_mmap : bool
-        Map the file instead of reading it.
+        Map the file instead of reading it. The file must stay as it is while anything uses the model: the system ends a
+        process (SIGBUS) that reads a mapped page which was cut off. Replace a file by renaming; False reads it whole.
     use_mlock : bool
         Keep the weights from being swapped out.
     use_extra_bufts : bool

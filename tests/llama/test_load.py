@@ -1,0 +1,138 @@
+"""What is checked of a model file before anything computes with it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import lloyal
+import lloyal.llama as ll
+from lloyal.errors import LoadFailed
+from lloyal.llama.quantize import FILE_TYPES
+from tests.fuzz.gguf_file import File, Pair, encode, parse
+from tests.fuzz.gguf_mutate import retype
+from tests.fuzz.gguf_seeds import adapter, models
+from tests.models import N_EMBD, llama, tiny, tokens
+
+F16, Q8_0, Q8_1, I32 = 1, 8, 9, 26
+
+
+def write(file: File, path: Path) -> Path:
+    path.write_bytes(encode(file).data)
+    return path
+
+
+def changed(file: File, name: str, kind: int) -> File:
+    file = file.copy()
+    retype(next(tensor for tensor in file.tensors if tensor.name == name.encode()), kind)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "said"),
+    [
+        ("blk.1.attn_norm.weight", F16, f"'blk.1.attn_norm.weight' (f16 [{N_EMBD}])"),
+        ("blk.0.attn_q.weight", I32, "'blk.0.attn_q.weight' (i32 "),
+        ("token_embd.weight", Q8_1, "'token_embd.weight' (q8_1 "),
+        ("output.weight", Q8_1, "'output.weight' (q8_1 "),
+    ],
+)
+def test_a_type_that_does_not_suit_its_use_is_named(tmp_path: Path, name: str, kind: int, said: str) -> None:
+    path = write(changed(parse(tiny("llama").read_bytes()), name, kind), tmp_path / "m.gguf")
+    with pytest.raises(LoadFailed) as refused:
+        lloyal.Context(lloyal.Model(path), n_ctx=256, n_threads=1)
+    assert said in str(refused.value)
+    assert " cannot be used in " in str(refused.value)
+
+
+def test_an_adapter_of_a_type_that_does_not_multiply_is_named(tmp_path: Path) -> None:
+    path = write(changed(adapter(), "blk.0.attn_q.weight.lora_b", I32), tmp_path / "a.gguf")
+    with lloyal.Model(tiny("llama")) as model, pytest.raises(LoadFailed, match=r"attn_q.*i32"):
+        ll.LoraAdapter(model, path)
+
+
+def test_an_encoder_is_checked_before_it_computes(tmp_path: Path) -> None:
+    """Its graph is not among those that are planned with a context."""
+    file = changed(models()["t5"], "enc.blk.0.attn_norm.weight", F16)
+    with lloyal.Model(write(file, tmp_path / "m.gguf")) as model, lloyal.Context(model, n_ctx=64, n_threads=1) as ctx:
+        batch = lloyal.Batch()
+        batch.extend([1, 2, 3], 0, 0, True)
+        with pytest.raises(LoadFailed, match=r"'enc.blk.0.attn_norm.weight' \(f16"):
+            ctx.encode(batch)
+
+
+def quantized(name: str, ftype: str, folder: Path) -> Path:
+    rng = np.random.default_rng(0)
+    source = lloyal.models.path(name)
+    file = parse(Path(source).read_bytes())
+    imatrix = {
+        tensor.name.decode(): rng.uniform(0.5, 1.5, tensor.shape[0]).astype(np.float32)
+        for tensor in file.tensors
+        if len(tensor.shape) == 2
+    }
+    path = folder / f"{name}-{ftype}.gguf"
+    ll.quantize(source, path, ftype, imatrix=imatrix, n_threads=1)
+    return path
+
+
+@pytest.mark.parametrize("ftype", FILE_TYPES)
+def test_what_quantize_writes_loads_and_computes(ftype: str, tmp_path: Path) -> None:
+    path = quantized("nano-draft", ftype, tmp_path)
+    with lloyal.Model(path) as model, lloyal.Context(model, n_ctx=256, n_threads=1) as ctx:
+        batch = lloyal.Batch()
+        batch.extend(tokens(8), 0, 0, "last")
+        ctx.decode(batch)
+        assert np.isfinite(ctx.logits(copy=True)).all()
+
+
+def sample_of(path: str | Path | list[Path], **keywords: bool) -> str:
+    with lloyal.Model(path, **keywords) as model:
+        return model.fingerprint["tensors"]
+
+
+def test_a_fingerprint_does_not_depend_on_how_weights_are_kept(tmp_path: Path) -> None:
+    path = quantized("nano-draft", "q4_0", tmp_path)
+    plain = sample_of(path)
+    assert sample_of(path, use_extra_bufts=True) == plain
+    assert sample_of(path, use_mmap=False) == plain
+    with lloyal.Model(path, use_extra_bufts=True) as model, lloyal.Context(model, n_ctx=256, n_threads=1) as ctx:
+        path.unlink()
+        lloyal.prefill(ctx, [5, 6, 7])
+        assert ctx.checkpoint(0).to_bytes()
+    assert sample_of(quantized("nano-draft", "q4_1", tmp_path)) != plain
+
+
+def test_a_fingerprint_does_not_depend_on_the_number_of_files(tmp_path: Path) -> None:
+    whole = parse(tiny("llama").read_bytes())
+    half = len(whole.tensors) // 2
+    paths = []
+    for i, tensors in enumerate((whole.tensors[:half], whole.tensors[half:])):
+        pairs = whole.pairs if i == 0 else [pair for pair in whole.pairs if pair.key == b"general.architecture"]
+        counts = ((b"split.no", 2, i), (b"split.count", 2, 2), (b"split.tensors.count", 5, len(whole.tensors)))
+        part = File([*pairs, *(Pair(*count) for count in counts)], tensors)
+        paths.append(write(part, tmp_path / ll.split_path("m", i, 2)))
+    assert sample_of(paths[0]) == sample_of(paths) == sample_of(tiny("llama"))
+
+
+def test_a_tensor_of_another_value_has_another_fingerprint(tmp_path: Path) -> None:
+    recipe = llama(0)
+    recipe.tensors["blk.2.ffn_up.weight"] = recipe.tensors["blk.2.ffn_up.weight"] * 2
+    recipe.write(tmp_path / "m.gguf")
+    shutil.copy(tiny("llama"), tmp_path / "same.gguf")
+    assert sample_of(tmp_path / "m.gguf") != sample_of(tiny("llama")) == sample_of(tmp_path / "same.gguf")
+
+
+@pytest.mark.parametrize("key", ["llama.block_count", "llama.expert_count", "llama.attention.head_count"])
+def test_quantize_takes_no_sizes_that_cannot_be(key: str, tmp_path: Path) -> None:
+    with pytest.raises(LoadFailed):
+        ll.quantize(tiny("llama"), tmp_path / "q.gguf", "q8_0", kv_overrides={key: 2**40 - 1}, n_threads=1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_quantize_takes_no_divisor_of_zero(tmp_path: Path) -> None:
+    with pytest.raises(LoadFailed, match="full_attention_interval is 0"):
+        overrides = {"qwen35.full_attention_interval": 0}
+        ll.quantize(tiny("qwen35"), tmp_path / "q.gguf", "q8_0", kv_overrides=overrides, n_threads=1)
