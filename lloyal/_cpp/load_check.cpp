@@ -11,6 +11,7 @@
 #include "llama-model.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <fstream>
@@ -89,6 +90,57 @@ Status check_places(const llama_model & model, const std::vector<std::string> & 
     return {};
 }
 
+// A value whose key ends like this, if there is one, is not 0.
+Status check_divisor(const gguf_context & file, std::string_view end, const llama_model_kv_override * overrides) {
+    const auto zero = [](const std::string & key) {
+        return Status(Code::load_failed, key + " is 0: it must be at least 1");
+    };
+    for (; overrides && overrides->key[0]; ++overrides) {
+        if (std::string_view(overrides->key).ends_with(end)) {
+            const bool bad = overrides->tag == LLAMA_KV_OVERRIDE_TYPE_INT && uint32_t(overrides->val_i64) == 0;
+            return bad ? zero(overrides->key) : Status();
+        }
+    }
+    for (int64_t i = 0; i < gguf_get_n_kv(&file); ++i) {
+        const std::string key = gguf_get_key(&file, i);
+        if (key.ends_with(end) && gguf_get_kv_type(&file, i) == GGUF_TYPE_UINT32 && gguf_get_val_u32(&file, i) == 0) {
+            return zero(key);
+        }
+    }
+    return {};
+}
+
+// Vocabularies that llama.cpp's tokenizer never comes to an end with.
+Status check_vocab(const llama_model & model) {
+    const llama_vocab * vocab = llama_model_get_vocab(&model);
+    if (llama_vocab_type(vocab) != LLAMA_VOCAB_TYPE_RWKV) {
+        return {};
+    }
+    // Where a token begins with a byte that is no token itself, the longest match can be none, and it starts over.
+    std::array<bool, 256> begins{};
+    std::array<bool, 256> is_token{};
+    std::vector<char> piece(64);
+    for (llama_token token = 0; token < llama_vocab_n_tokens(vocab); ++token) {
+        int32_t n = llama_token_to_piece(vocab, token, piece.data(), int32_t(piece.size()), 0, true);
+        if (n < 0) {
+            piece.resize(size_t(-n));
+            n = llama_token_to_piece(vocab, token, piece.data(), int32_t(piece.size()), 0, true);
+        }
+        if (n > 0) {
+            const auto first = uint8_t(piece[0]);
+            begins[first] = true;
+            is_token[first] = is_token[first] || n == 1;
+        }
+    }
+    for (size_t byte = 0; byte < begins.size(); ++byte) {
+        if (begins[byte] && !is_token[byte]) {
+            return Status(Code::load_failed, text("the vocabulary has tokens that begin with byte ", byte,
+                                                  ", but not the byte: its tokenizer needs both"));
+        }
+    }
+    return {};
+}
+
 // Names, types, shapes and a few bytes of every tensor, by name: the same whatever the device, its way of storing
 // weights, and the number of files.
 class Sample {
@@ -135,28 +187,21 @@ class Sample {
 
 } // namespace
 
-Status check_file(const gguf_context & file, const llama_model_kv_override * overrides) {
+Status check_file(const GgufFile & file, const llama_model_kv_override * overrides) {
+    const gguf_context * meta = file.meta.get();
     for (const char * end : {".full_attention_interval"}) {
-        const auto zero = [](const std::string & key) {
-            return Status(Code::load_failed, key + " is 0: it must be at least 1");
-        };
-        const llama_model_kv_override * instead = nullptr;
-        for (const llama_model_kv_override * entry = overrides; entry && entry->key[0]; ++entry) {
-            if (std::string_view(entry->key).ends_with(end)) {
-                instead = entry;
-            }
+        if (Status bad = check_divisor(*meta, end, overrides); !bad.ok()) {
+            return bad;
         }
-        if (instead) {
-            if (instead->tag == LLAMA_KV_OVERRIDE_TYPE_INT && uint32_t(instead->val_i64) == 0) {
-                return zero(instead->key);
-            }
-            continue;
-        }
-        for (int64_t i = 0; i < gguf_get_n_kv(&file); ++i) {
-            const std::string key = gguf_get_key(&file, i);
-            if (key.ends_with(end) && gguf_get_kv_type(&file, i) == GGUF_TYPE_UINT32 && gguf_get_val_u32(&file, i) == 0) {
-                return zero(key);
-            }
+    }
+    const int64_t tokens = gguf_find_key(meta, "tokenizer.ggml.tokens");
+    if (tokens >= 0 && (gguf_get_kv_type(meta, tokens) != GGUF_TYPE_ARRAY || gguf_get_arr_n(meta, tokens) == 0)) {
+        return Status(Code::load_failed, "the metadata's tokenizer.ggml.tokens holds no tokens");
+    }
+    for (int64_t i = 0; i < gguf_get_n_tensors(meta); ++i) {
+        const char * name = gguf_get_tensor_name(meta, i);
+        if (ggml_nelements(file.find(name)) == 0) {
+            return Status(Code::load_failed, text("tensor '", name, "' holds no values"));
         }
     }
     return {};
@@ -197,7 +242,7 @@ Status model_load(const std::vector<std::string> & paths, llama_model_params par
             if (!file.meta) {
                 return Status(Code::load_failed, path + " cannot be read as GGUF");
             }
-            if (Status bad = check_file(*file.meta, params.kv_overrides); !bad.ok()) {
+            if (Status bad = check_file(file, params.kv_overrides); !bad.ok()) {
                 return bad;
             }
             if (!params.vocab_only) {
@@ -223,6 +268,9 @@ Status model_load(const std::vector<std::string> & paths, llama_model_params par
         out->sample = sample.take();
         out->places = std::move(owned_places); // moving keeps the strings where the list points
         Status bad = check_hparams(*model);
+        if (bad.ok()) {
+            bad = check_vocab(*model);
+        }
         if (bad.ok()) {
             bad = check_places(*model, patterns, places);
         }

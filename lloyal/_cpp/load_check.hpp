@@ -1,14 +1,14 @@
 // What a model file says of itself, checked before llama.cpp believes it.
 #pragma once
 
+#include "gguf_file.hpp"
 #include "status.hpp"
 
-#include "gguf.h"
 #include "llama.h"
 
 namespace lloyal {
 
-// Values of the metadata, or of what replaces them, that llama.cpp divides by while it reads them.
-Status check_file(const gguf_context & file, const llama_model_kv_override * overrides);
+// What llama.cpp divides by, or takes for granted, while it reads a file: of the metadata, or of what replaces it.
+Status check_file(const GgufFile & file, const llama_model_kv_override * overrides);
 
 } // namespace lloyal

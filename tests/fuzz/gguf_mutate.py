@@ -212,7 +212,9 @@ def change_tokenizer(rng: random.Random, file: File) -> None:
             charsmap = struct.pack("<I", rng.choice([0, 4, len(charsmap), 2**32 - 1])) + charsmap
         _set(file, b"tokenizer.ggml.precompiled_charsmap", ARRAY, Array(rng.choice([0, 1]), list(charsmap)))
     elif what == 5:
-        merges = [rng.choice([b"a b", b"ab", b" ", b"", b"a  b", b"t h", b"x" * 80]) for _ in range(rng.choice([0, 1, 9]))]
+        merges = [
+            rng.choice([b"a b", b"ab", b" ", b"", b"a  b", b"t h", b"x" * 80]) for _ in range(rng.choice([0, 1, 9]))
+        ]
         _set(file, b"tokenizer.ggml.merges", ARRAY, Array(STRING, merges))
     elif what == 6:
         text = rng.choice([b"{{ messages }}" * 10**4, b"{%" * 1000, b"", b"\xff" * 100, b"chatml"])
@@ -296,7 +298,9 @@ def change_names(rng: random.Random, file: File) -> None:
     elif what == 1:
         a.name = b.name
     elif what == 2:
-        a.name = rng.choice([b"", b"x", b"x" * 63, b"x" * 64, b"x" * 2000, b"\xff", a.name + b"\0", b"blk.99.ffn_up.weight"])
+        a.name = rng.choice(
+            [b"", b"x", b"x" * 63, b"x" * 64, b"x" * 2000, b"\xff", a.name + b"\0", b"blk.99.ffn_up.weight"]
+        )
     else:
         file.tensors.remove(a)
 

@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-
 import numpy as np
 
 import tests.abuse.models as more
@@ -58,7 +57,9 @@ RECIPES: dict[str, Callable[[int], Recipe]] = {
 @contextlib.contextmanager
 def _sizes(**sizes: int) -> Iterator[None]:
     """Other sizes of the recipes for a while."""
-    before = [(module, name, getattr(module, name)) for module in (tiny, more) for name in sizes if hasattr(module, name)]
+    before = [
+        (module, name, getattr(module, name)) for module in (tiny, more) for name in sizes if hasattr(module, name)
+    ]
     try:
         for module, name, _ in before:
             setattr(module, name, sizes[name])
@@ -112,7 +113,15 @@ def adapter() -> File:
 def vocabularies() -> dict[str, File]:
     """Files of a vocabulary alone, one of each tokenizer."""
     pieces = [f"<0x{i:02X}>".encode() for i in range(256)]
-    letters = [bytes([c]) for c in range(97, 123)] + [b"\xe2\x96\x81", b"\xe2\x96\x81the", b"th", b"he", b"the", b"##he", b"[CLS]"]
+    letters = [bytes([c]) for c in range(97, 123)] + [
+        b"\xe2\x96\x81",
+        b"\xe2\x96\x81the",
+        b"th",
+        b"he",
+        b"the",
+        b"##he",
+        b"[CLS]",
+    ]
     found = {}
     for kind in ("llama", "bert", "gpt2", "t5", "rwkv", "plamo2", "gemma4", "hybriddna", "whitespace"):
         tokens = [b"<unk>", b"<s>", b"</s>", *pieces, *letters, b"[UNK]", b"[SEP]", b"[PAD]"]
@@ -151,5 +160,3 @@ def embedded() -> dict[str, File]:
     import lloyal
 
     return {name: parse(Path(lloyal.models.path(name)).read_bytes()) for name in ("nano-draft", "nano-hybrid", "nano")}
-
-

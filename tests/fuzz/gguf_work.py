@@ -50,7 +50,10 @@ def context_params(rng: random.Random) -> dict[str, Any]:
     if params["n_ctx"] == 0:
         params["n_ctx"] = 128
     if params["flash_attn"] == "on":
-        params |= {"type_k": choose(["f16", "f32", "bf16", "q8_0", "q4_0"]), "type_v": choose(["f16", "f32", "q8_0", "q4_0"])}
+        params |= {
+            "type_k": choose(["f16", "f32", "bf16", "q8_0", "q4_0"]),
+            "type_v": choose(["f16", "f32", "q8_0", "q4_0"]),
+        }
     if params["embeddings"]:
         params["pooling"] = choose(["unspecified", "none", "mean", "cls", "last", "rank"])
     if maybe(rng, 0.1):
@@ -87,7 +90,9 @@ def use_info(model: Any) -> None:
         model.chat_template()
 
 
-def run_batch(ctx: Any, call: Callable[[Any], None], tokens: list[int], starts: list[int], n: int, rng: random.Random) -> None:
+def run_batch(
+    ctx: Any, call: Callable[[Any], None], tokens: list[int], starts: list[int], n: int, rng: random.Random
+) -> None:
     batch = lloyal.Batch()
     for seq, start in enumerate(starts):
         for i in range(n):
