@@ -29,7 +29,8 @@ class Model(ModelInfo):
     Raises
     ------
     LoadFailed
-        The file is missing, unreadable, not GGUF, truncated, or of an architecture llama.cpp does not know.
+        The file is missing, unreadable, not GGUF, truncated, of an architecture llama.cpp does not know, or says of
+        itself what cannot be. A tensor whose type does not suit its use is named when a context is made.
     UnknownParameter, InvalidArgument
         A keyword is unknown or its value impossible.
     Aborted
@@ -37,7 +38,8 @@ class Model(ModelInfo):
 
     Notes
     -----
-    Loading releases the GIL.
+    Loading releases the GIL. A mapped file (``use_mmap``, the default) that is cut short while the model is in use ends
+    the process (SIGBUS): write the new one beside it and rename.
     """
 
     def __init__(self, path: StrPath | Sequence[StrPath], params: ModelParams | None = None, *, n_gpu_layers: int = ..., devices: Sequence[Any] | None = ..., split_mode: str = ..., main_gpu: int = ..., tensor_split: Sequence[float] | None = ..., use_mmap: bool = ..., use_mlock: bool = ..., vocab_only: bool = ..., check_tensors: bool = ..., use_extra_bufts: bool = ..., no_host: bool = ..., load_mtp: bool = ..., kv_overrides: Mapping[str, bool | int | float | str] | None = ..., tensor_buft_overrides: Mapping[str, Any] | None = ..., progress: Callable[[float], bool | None] | None = ...) -> None: ...

@@ -246,7 +246,9 @@ def fuzz(
             live[k] = Worker(cases, iter(range(positions[k], numbers.stop, workers)), scratch / str(k))
 
     def find(k: int, number: int, what_end: str, stage: str, place: str) -> None:
-        findings.append(Finding(number, what_end, stage, place, cases.make(number).what if number >= 0 else ""))
+        what = cases.make(number).what if number >= 0 else ""
+        findings.append(Finding(number, what_end, stage, place, what))
+        print(f"{findings[-1].kind()}  --only {number}  {what}", file=sys.stderr, flush=True)
 
     try:
         for k in range(workers):
@@ -332,6 +334,7 @@ def main() -> int:
     if arguments.count is not None:
         numbers = numbers[: arguments.count]
     began = time.monotonic()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended from outside"))
     counts, findings = fuzz(cases, numbers, seconds=arguments.seconds, workers=arguments.workers)
     kinds = collections.Counter(finding.kind() for finding in findings)
     for kind, n in kinds.most_common():

@@ -75,17 +75,22 @@ def use_vocab(model: Any, rng: random.Random) -> list[int]:
     for token in (0, n - 1, n // 2, rng.randrange(max(n, 1))):
         with contextlib.suppress(*EXPECTED):
             vocab.token_to_piece(token)
-            vocab.text(token), vocab.score(token), vocab.attr(token), vocab.is_eog(token)
-    with contextlib.suppress(*EXPECTED):
-        vocab.bos, vocab.eos, vocab.eot, vocab.sep, vocab.nl, vocab.pad, vocab.mask, vocab.fim, vocab.suppress_tokens
+            for of_token in (vocab.text, vocab.score, vocab.attr, vocab.is_eog):
+                of_token(token)
+    ask(vocab)
     return [token for token in found if 0 <= token < n] or ([0] if n > 0 else [])
 
 
-def use_info(model: Any) -> None:
-    for name in dir(type(model)):
-        if not name.startswith("_") and not callable(getattr(type(model), name)):
+def ask(thing: Any) -> None:
+    """Every property."""
+    for name in dir(type(thing)):
+        if not name.startswith("_") and not callable(getattr(type(thing), name)):
             with contextlib.suppress(*EXPECTED):
-                getattr(model, name)
+                getattr(thing, name)
+
+
+def use_info(model: Any) -> None:
+    ask(model)
     with contextlib.suppress(*EXPECTED):
         model.chat_template()
 

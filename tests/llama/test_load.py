@@ -138,6 +138,6 @@ def test_quantize_takes_no_sizes_that_cannot_be(key: str, tmp_path: Path) -> Non
 
 
 def test_quantize_takes_no_divisor_of_zero(tmp_path: Path) -> None:
+    overrides = {"qwen35.full_attention_interval": 0}
     with pytest.raises(LoadFailed, match="full_attention_interval is 0"):
-        overrides = {"qwen35.full_attention_interval": 0}
         ll.quantize(tiny("qwen35"), tmp_path / "q.gguf", "q8_0", kv_overrides=overrides, n_threads=1)
