@@ -25,8 +25,14 @@ import struct
 import sys
 import tempfile
 import time
+import types
 from collections.abc import Iterator
 from pathlib import Path
+
+if not __package__:  # started as a script: `tests` without the checkout on the path, where lloyal/ is not compiled
+    _tests = types.ModuleType("tests")
+    _tests.__path__ = [str(Path(__file__).resolve().parents[1])]
+    sys.modules["tests"] = _tests
 
 from tests.fuzz import gguf_mutate, gguf_seeds
 from tests.fuzz.gguf_file import BLOCKS, File, encode, parse
@@ -63,7 +69,7 @@ class Finding:
 class Mutations:
     """Random cases."""
 
-    def __init__(self, seed: int, how: str | None, only: str | None) -> None:
+    def __init__(self, seed: str, how: str | None, only: str | None) -> None:
         self.seed = seed
         self.how = how
         models = gguf_seeds.models()
@@ -99,7 +105,7 @@ class Mutations:
 class Types:
     """Every type in every role: of each name without its layer's number, the tensor of the first layer that has it."""
 
-    def __init__(self, folder: Path | None, only: str | None, seed: int) -> None:
+    def __init__(self, folder: Path | None, only: str | None, seed: str) -> None:
         self.models: dict[str, File] | dict[str, Path] = gguf_seeds.models(wide=True)
         if folder is not None:
             self.models = {path.stem: path for path in sorted(folder.glob("*.gguf"))}
@@ -228,7 +234,7 @@ class Worker:
 
 
 def fuzz(
-    cases: Mutations | Types, numbers: range, *, seconds: float = float("inf"), workers: int = 1
+    cases: Mutations | Types, numbers: range, *, seconds: float = float("inf"), workers: int = 1, stop: bool = False
 ) -> tuple[collections.Counter[str], list[Finding]]:
     """Run cases and count their outcomes; findings are the cases that ended a worker, or took too much."""
     os.environ["GGML_NO_BACKTRACE"] = "1"
@@ -253,7 +259,7 @@ def fuzz(
     try:
         for k in range(workers):
             start(k)
-        while live:
+        while live and not (stop and findings):
             time.sleep(0.02)
             for k, worker in list(live.items()):
                 ended, status = os.waitpid(worker.pid, os.WNOHANG)
@@ -311,10 +317,11 @@ def again(cases: Mutations | Types, number: int, keep: Path | None) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=float("inf"))
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", default="0")
     parser.add_argument("--count", type=int, default=None, help="files; without end if not given")
-    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--start", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--stop", action="store_true", help="end with the first finding")
     parser.add_argument("--how", choices=["model", "vocabulary", "quantize", "adapter"])
     parser.add_argument("--models", help="only recipes whose name this regular expression finds")
     parser.add_argument("--types", action="store_true", help="every type of tensor in every role")
@@ -325,21 +332,23 @@ def main() -> int:
     cases: Mutations | Types
     if arguments.types:
         cases = Types(arguments.folder, arguments.models, arguments.seed)
-        numbers = range(arguments.first, len(cases.cases))
+        numbers = range(arguments.start, len(cases.cases))
     else:
         cases = Mutations(arguments.seed, arguments.how, arguments.models)
-        numbers = range(arguments.first, sys.maxsize)
+        numbers = range(arguments.start, sys.maxsize)
     if arguments.only is not None:
         return again(cases, arguments.only, arguments.keep)
     if arguments.count is not None:
         numbers = numbers[: arguments.count]
     began = time.monotonic()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended from outside"))
-    counts, findings = fuzz(cases, numbers, seconds=arguments.seconds, workers=arguments.workers)
+    counts, findings = fuzz(cases, numbers, seconds=arguments.seconds, workers=arguments.workers, stop=arguments.stop)
     kinds = collections.Counter(finding.kind() for finding in findings)
     for kind, n in kinds.most_common():
         example = next(finding for finding in findings if finding.kind() == kind)
         print(f"{n:5} {kind}\n      --only {example.number}  {example.what}")
+    if arguments.stop and findings:
+        print(f"found after {time.monotonic() - began:.1f} s")
     n_files = sum(counts.values())
     print(json.dumps({"files": n_files, "seconds": round(time.monotonic() - began, 1), "outcomes": counts,
                       "findings": len(findings), "kinds": len(kinds)}))  # fmt: skip

@@ -11,19 +11,11 @@ from typing import Any
 
 import pytest
 
-TESTS = Path(__file__).resolve().parents[1]
-# `tests` without the checkout on the path, where lloyal/ is not compiled.
-RUN = """
-import runpy, sys, types
-package = types.ModuleType("tests")
-package.__path__ = [sys.argv.pop(1)]
-sys.modules["tests"] = package
-runpy.run_module("tests.fuzz.gguf", run_name="__main__", alter_sys=True)
-"""
+SCRIPT = Path(__file__).with_name("gguf.py")
 
 
 def run(*arguments: str, timeout: float = 300) -> dict[str, Any]:
-    command = [sys.executable, "-P", "-c", RUN, str(TESTS), *arguments]
+    command = [sys.executable, "-P", str(SCRIPT), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout)
     assert done.returncode == 0, f"{done.stdout}{done.stderr[-3000:]}"
     summary: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
