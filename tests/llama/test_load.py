@@ -141,3 +141,33 @@ def test_quantize_takes_no_divisor_of_zero(tmp_path: Path) -> None:
     overrides = {"qwen35.full_attention_interval": 0}
     with pytest.raises(LoadFailed, match="full_attention_interval is 0"):
         ll.quantize(tiny("qwen35"), tmp_path / "q.gguf", "q8_0", kv_overrides=overrides, n_threads=1)
+
+
+@pytest.mark.parametrize("vocab_only", [False, True])
+def test_a_vocabulary_that_its_tokenizer_does_not_end_with_is_refused(tmp_path: Path, vocab_only: bool) -> None:
+    """RWKV's takes the longest match; where only a first byte matches, it starts over."""
+    file = parse(tiny("llama").read_bytes())
+    for pair in file.pairs:
+        if pair.key == b"tokenizer.ggml.model":
+            pair.value = b"rwkv"
+    with pytest.raises(LoadFailed, match=r"begin with byte 116"):
+        lloyal.Model(write(file, tmp_path / "m.gguf"), vocab_only=vocab_only)
+
+
+def test_a_vocabulary_without_tokens_is_refused(tmp_path: Path) -> None:
+    file = parse(tiny("llama").read_bytes())
+    for pair in file.pairs:
+        if pair.key == b"tokenizer.ggml.tokens":
+            pair.value.values.clear()
+    with pytest.raises(LoadFailed, match="tokenizer.ggml.tokens holds no tokens"):
+        lloyal.Model(write(file, tmp_path / "m.gguf"), vocab_only=True)
+
+
+def test_a_tensor_without_values_is_refused(tmp_path: Path) -> None:
+    file = parse(tiny("llama").read_bytes())
+    file.tensors[1].shape, file.tensors[1].data = [0, 64], b""
+    path = write(file, tmp_path / "m.gguf")
+    with pytest.raises(LoadFailed, match="holds no values"):
+        lloyal.Model(path)
+    with pytest.raises(LoadFailed, match="holds no values"):
+        ll.quantize(path, tmp_path / "q.gguf", "q8_0", n_threads=1)
