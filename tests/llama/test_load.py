@@ -159,7 +159,7 @@ def test_a_vocabulary_without_tokens_is_refused(tmp_path: Path) -> None:
     for pair in file.pairs:
         if pair.key == b"tokenizer.ggml.tokens":
             pair.value.values.clear()
-    with pytest.raises(LoadFailed, match="tokenizer.ggml.tokens holds no tokens"):
+    with pytest.raises(LoadFailed, match="holds no tokens"):
         lloyal.Model(write(file, tmp_path / "m.gguf"), vocab_only=True)
 
 
