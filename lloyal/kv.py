@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from threading import Lock
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Tenancy"]
 
 _tenancies: WeakKeyDictionary[Context, Tenancy] = WeakKeyDictionary()
+_making = Lock()
 
 
 class Tenancy:
@@ -36,12 +38,13 @@ class Tenancy:
     _leased: set[int]
 
     def __new__(cls, ctx: Context) -> Tenancy:
-        tenancy = _tenancies.get(ctx)
-        if tenancy is None:
-            tenancy = super().__new__(cls)
-            tenancy._leased = set()
-            _tenancies[ctx] = tenancy
-        return tenancy
+        with _making:
+            tenancy = _tenancies.get(ctx)
+            if tenancy is None:
+                tenancy = super().__new__(cls)
+                tenancy._leased = set()
+                _tenancies[ctx] = tenancy
+            return tenancy
 
     def __init__(self, ctx: Context) -> None:
         from weakref import ref

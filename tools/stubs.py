@@ -158,7 +158,8 @@ def dataclass_fields(name: str) -> list[str]:
 
 def python_argument(argument: str, where: str, default_type: str | None) -> list[str]:
     """One argument as Python spells it, or several for ``Unpack``."""
-    argument = re.sub(r"\s+not None", "", argument)
+    optional = " | None" if re.search(r"\s+or None\b", argument) else ""
+    argument = re.sub(r"\s+(?:not|or) None", "", argument)
     if argument in ("self", "cls", "*", "/"):
         return [argument]
     if unpacked := re.fullmatch(r"\*\*\w+: Unpack\[(\w+)\]", argument):
@@ -166,7 +167,7 @@ def python_argument(argument: str, where: str, default_type: str | None) -> list
     declaration, _, default = (part.strip() for part in argument.partition("="))
     declaration = re.sub(r"^(?:const )?\w+\[[:1, ]+\] (\w+)$", r"\1: BufferLike", declaration)
     if typed := re.fullmatch(r"(\w[\w.]*)\s+(\w+)", declaration):
-        declaration = f"{typed[2]}: {C_TYPES.get(typed[1], typed[1])}"
+        declaration = f"{typed[2]}: {C_TYPES.get(typed[1], typed[1])}{optional}"
     if ":" not in declaration:
         if not default_type:
             raise StubError(f"{where}: parameter {declaration!r} has no type")

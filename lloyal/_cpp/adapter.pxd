@@ -15,6 +15,8 @@ cdef extern from "adapter.hpp" namespace "lloyal" nogil:
     ctypedef shared_ptr[AdapterBox] AdapterHandle
 
     core.Status adapter_load(core.ModelHandle model, const string& path, AdapterHandle& out)
-    core.Status adapters_set(core.ContextBox& box, const vector[AdapterHandle]& adapters, const vector[float]& scales)
-    core.Status control_vector_set(core.ContextBox& box, const float* data, size_t len, int32_t n_embd, int32_t il_start,
-                                   int32_t il_end)
+    core.Status adapters_set "lloyal::inside<lloyal::adapters_set>"(
+        const core.ContextHandle& ctx, const vector[AdapterHandle]& adapters, const vector[float]& scales)
+    core.Status control_vector_set "lloyal::inside<lloyal::control_vector_set>"(
+        const core.ContextHandle& ctx, const float* data, size_t len, int32_t n_embd, int32_t il_start,
+        int32_t il_end)

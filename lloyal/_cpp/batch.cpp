@@ -16,6 +16,11 @@ void Batch::clear() {
     n_embd_ = 0;
 }
 
+BatchEntry Batch::entry(size_t i) const {
+    const auto first = seq_.begin() + ptrdiff_t(seq_begin_.at(i));
+    return {has_token(), has_token() ? token_[i] : 0, pos_[i], {first, first + n_seq_[i]}, logits_[i] != 0};
+}
+
 void Batch::add_entry(llama_pos pos, const llama_seq_id * seqs, int32_t n_seqs, bool logits) {
     pos_.push_back(pos);
     n_seq_.push_back(n_seqs);

@@ -12,6 +12,15 @@
 
 namespace lloyal {
 
+// One entry, copied.
+struct BatchEntry {
+    bool has_token = false;
+    llama_token token = 0;
+    llama_pos pos = 0;
+    std::vector<llama_seq_id> seqs;
+    bool logits = false;
+};
+
 class Batch {
   public:
     void clear();
@@ -44,6 +53,7 @@ class Batch {
     bool logits(size_t i) const { return logits_[i] != 0; }
     int32_t n_seq(size_t i) const { return n_seq_[i]; }
     llama_seq_id seq(size_t i, size_t k) const { return seq_[seq_begin_[i] + k]; }
+    BatchEntry entry(size_t i) const; // throws std::out_of_range
     bool wants_output() const;
 
     const float * embd(size_t i) const { return embd_.data() + i * size_t(n_embd_); }

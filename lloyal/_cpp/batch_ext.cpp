@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <string_view>
+#include <utility>
 
 namespace lloyal {
 
@@ -10,32 +11,114 @@ void BatchExt::clear() {
     rows_.clear();
 }
 
-int32_t BatchExt::add(llama_seq_id seq, llama_token token) {
-    entries_.push_back({});
-    entries_.back().token = token;
-    entries_.back().seqs = {seq};
-    return int32_t(entries_.size() - 1);
+void BatchExt::limit(size_t n_max, int32_t n_seq_max, size_t n_sections) {
+    n_max_ = n_max;
+    n_seq_max_ = n_seq_max;
+    n_sections_ = n_sections;
 }
 
-void BatchExt::add_seq(size_t i, llama_seq_id seq) {
-    std::vector<llama_seq_id> & seqs = entries_[i].seqs;
-    if (std::find(seqs.begin(), seqs.end(), seq) == seqs.end()) {
-        seqs.push_back(seq);
-    }
+Status BatchExt::check_index(int32_t i) const {
+    return i >= 0 && size_t(i) < entries_.size()
+               ? Status()
+               : Status(Code::invalid_argument, text("idx=", i, ": the batch has ", entries_.size(), " entries"));
 }
 
-bool BatchExt::set_embd(size_t i, const float * row, size_t n) {
-    if (has_embd(i)) {
-        return false;
-    }
-    rows_.emplace_back(row, row + n);
-    entries_[i].row = ptrdiff_t(rows_.size() - 1);
-    return true;
+Status BatchExt::check_seq(llama_seq_id seq) const {
+    return seq >= 0 && seq < n_seq_max_
+               ? Status()
+               : Status(Code::invalid_batch, text("sequence ", seq, ": this context has 0 to ", n_seq_max_ - 1,
+                                                  " (raise n_seq_max for more)"));
 }
 
-void BatchExt::set_pos(size_t i, const llama_pos * pos, size_t n) {
-    std::copy(pos, pos + n, entries_[i].pos.begin());
-    entries_[i].n_pos = n;
+Status BatchExt::add(llama_seq_id seq, llama_token token, const float * row, size_t n, int32_t & index) noexcept {
+    return guarded(Code::invalid_batch, [&]() -> Status {
+        if (Status bad = check_seq(seq); !bad.ok()) {
+            return bad;
+        }
+        if (entries_.size() >= n_max_) {
+            return Status(Code::invalid_batch,
+                          text("the batch is full: this context takes ", n_max_, " tokens at once (n_batch)"));
+        }
+        Entry entry;
+        entry.token = token;
+        entry.seqs = {seq};
+        entries_.reserve(entries_.size() + 1);
+        if (row) {
+            rows_.emplace_back(row, row + n);
+            entry.row = ptrdiff_t(rows_.size() - 1);
+        }
+        entries_.push_back(std::move(entry));
+        index = int32_t(entries_.size() - 1);
+        return {};
+    });
+}
+
+Status BatchExt::add_seq(int32_t i, llama_seq_id seq) noexcept {
+    return guarded(Code::invalid_batch, [&]() -> Status {
+        Status bad = check_index(i);
+        if (bad = bad.ok() ? check_seq(seq) : bad; !bad.ok()) {
+            return bad;
+        }
+        std::vector<llama_seq_id> & seqs = entries_[size_t(i)].seqs;
+        if (std::find(seqs.begin(), seqs.end(), seq) == seqs.end()) {
+            seqs.push_back(seq);
+        }
+        return {};
+    });
+}
+
+Status BatchExt::set_embd(int32_t i, const float * row, size_t n) noexcept {
+    return guarded(Code::invalid_batch, [&]() -> Status {
+        if (Status bad = check_index(i); !bad.ok()) {
+            return bad;
+        }
+        if (entries_[size_t(i)].row >= 0) {
+            return Status(Code::invalid_batch, text("entry ", i, " has a row already"));
+        }
+        rows_.emplace_back(row, row + n);
+        entries_[size_t(i)].row = ptrdiff_t(rows_.size() - 1);
+        return {};
+    });
+}
+
+Status BatchExt::set_pos(int32_t i, const std::vector<llama_pos> & pos) noexcept {
+    return guarded(Code::invalid_batch, [&]() -> Status {
+        if (Status bad = check_index(i); !bad.ok()) {
+            return bad;
+        }
+        Entry & entry = entries_[size_t(i)];
+        const size_t n_most = entry.token == LLAMA_TOKEN_NULL ? n_sections_ : 1;
+        if (pos.size() != 1 && pos.size() != n_most) {
+            return Status(Code::invalid_batch, text("entry ", i, " takes ", n_most == 4 ? "4 positions, or 1" : "1 position",
+                                                    ", not ", pos.size()));
+        }
+        if (pos[0] < 0) {
+            return Status(Code::invalid_batch, text("position ", pos[0], " of entry ", i, " is negative"));
+        }
+        std::copy(pos.begin(), pos.end(), entry.pos.begin());
+        entry.n_pos = pos.size();
+        return {};
+    });
+}
+
+Status BatchExt::set_output(int32_t i, bool value) noexcept {
+    return guarded(Code::invalid_batch, [&]() -> Status {
+        Status bad = check_index(i);
+        if (bad.ok()) {
+            entries_[size_t(i)].output = value;
+        }
+        return bad;
+    });
+}
+
+Status BatchExt::entry(int32_t i, Entry & out) const noexcept {
+    return guarded(Code::invalid_batch, [&]() -> Status {
+        Status bad = check_index(i);
+        if (bad.ok()) {
+            out = entries_[size_t(i)];
+        }
+        return bad;
+    });
 }
 
 Status BatchExt::build(Batch & out) const noexcept {

@@ -49,13 +49,13 @@ cdef extern from "checkpoint.hpp" namespace "lloyal" nogil:
         shared_ptr[BufferPool] pool
         int64_t budget_bytes
         bool evict
-        size_t meta_bytes() except +
     CheckpointStore& store_of(ContextBox& box) except +
 
-    Status checkpoint_take(ContextHandle context, int32_t seq, Where where, bool partial, CheckpointHandle& out)
-    Status checkpoint_restore(CheckpointBox& checkpoint, ContextBox& context, int32_t dest)
-    Status checkpoint_trim(ContextBox& box)
-    Status checkpoint_to_host(CheckpointBox& checkpoint, CheckpointHandle& out)
+    Status checkpoint_take "lloyal::inside<lloyal::checkpoint_take>"(
+        const ContextHandle& context, int32_t seq, Where where, bool partial, CheckpointHandle& out)
+    Status checkpoint_restore "lloyal::inside<lloyal::checkpoint_restore>"(
+        CheckpointBox& checkpoint, const ContextHandle& context, int32_t dest)
+    Status checkpoint_trim "lloyal::inside<lloyal::checkpoint_trim>"(const ContextHandle& ctx)
     struct Estimate:
         size_t copied_bytes
         int64_t rows
@@ -65,15 +65,16 @@ cdef extern from "checkpoint.hpp" namespace "lloyal" nogil:
         bool is_host
         double device_seconds
         double cells_seconds
-    Status checkpoint_estimate(ContextHandle context, int32_t seq, bool partial, Estimate& out)
+    Status checkpoint_estimate "lloyal::inside<lloyal::checkpoint_estimate>"(
+        const ContextHandle& context, int32_t seq, bool partial, Estimate& out)
     cppclass LayoutSignature:
         vector[uint8_t] rope
         vector[uint8_t] tensors
     Status layout_signature(ContextBox& box, LayoutSignature& out)
     Status checkpoint_export_size(CheckpointBox& checkpoint, size_t& size)
     Status checkpoint_export(CheckpointBox& checkpoint, uint8_t* out, size_t size)
-    Status checkpoint_import(ContextHandle context, const uint8_t* data, size_t size, bool partial, int32_t seq,
-                             const vector[Run]& rows, int32_t window_begin, CheckpointHandle& out)
-    Status lease_acquire(ContextBox& box, Lease kind, int32_t& out)
+    Status checkpoint_import "lloyal::inside<lloyal::checkpoint_import>"(
+        const ContextHandle& context, const uint8_t* data, size_t size, bool partial, int32_t seq,
+        const vector[Run]& rows, int32_t window_begin, CheckpointHandle& out)
+    Status lease_acquire "lloyal::inside<lloyal::lease_acquire>"(const ContextHandle& ctx, Lease kind, int32_t& out)
     void lease_release(ContextBox& box, int32_t seq)
-    int32_t lease_available(const ContextBox& box)

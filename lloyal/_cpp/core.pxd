@@ -1,4 +1,7 @@
 # Declarations of our own C++ (the headers beside this file).
+#
+# What changes a context or a sampler, or reads what may change, is declared by `inside`, which takes the handle and is the
+# one caller for the time of the call (calls.hpp); what computes graphs, by `computing`. Nothing else takes a box, but for what never changes.
 
 from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libcpp cimport bool
@@ -8,6 +11,9 @@ from libcpp.vector cimport vector
 
 cimport lloyal.libllama.ggml as g
 cimport lloyal.libllama.llama as c
+
+cdef extern from "calls.hpp" nogil:
+    pass
 
 cdef extern from "status.hpp" namespace "lloyal" nogil:
     cppclass Status:
@@ -48,14 +54,9 @@ cdef extern from "provenance.hpp" namespace "lloyal" nogil:
         int32_t begin() const
         int32_t end() const
         bool empty() const
-    cppclass Provenance:
-        const Runs& of(int32_t seq) const
-        int32_t n_seq_max() const
 
 cdef extern from "memory.hpp" namespace "lloyal" nogil:
     cppclass MemoryKind:
-        pass
-    cppclass Rollback:
         pass
     const char* memory_kind_name(MemoryKind kind)
     cppclass MemoryMap:
@@ -68,16 +69,6 @@ cdef extern from "memory.hpp" namespace "lloyal" nogil:
         uint32_t n_rs_seq
         bool has_recurrent() const
         int32_t window_begin(int32_t pos) const
-    bool memory_can_shift(const ContextBox& box)
-    Rollback memory_can_rollback(ContextBox& box, int32_t seq, int32_t n_tokens)
-    Status memory_clear(ContextBox& box, bool data)
-    Status memory_seq_rm(ContextBox& box, int32_t seq, int32_t p0, int32_t p1)
-    Status memory_seq_cp(ContextBox& box, int32_t src, int32_t dst, int32_t p0, int32_t p1)
-    Status memory_seq_keep(ContextBox& box, int32_t seq)
-    Status memory_seq_add(ContextBox& box, int32_t seq, int32_t p0, int32_t p1, int32_t delta)
-    Status memory_seq_div(ContextBox& box, int32_t seq, int32_t p0, int32_t p1, int d)
-    Status memory_seq_pos(ContextBox& box, int32_t seq, int32_t& pos_min, int32_t& pos_max)
-    bool valid_seq(const ContextBox& box, int32_t seq, const char* name, Status& status)
 
 cdef extern from "handles.hpp" namespace "lloyal" nogil:
     cppclass LiveCounts:
@@ -100,10 +91,7 @@ cdef extern from "handles.hpp" namespace "lloyal" nogil:
         ModelHandle model
         c.llama_context* ptr
         uint64_t id
-        uint64_t generation
-        int32_t n_outputs
         MemoryMap map
-        Provenance provenance
     ctypedef shared_ptr[ContextBox] ContextHandle
 
     Status model_load(const vector[string]& paths, c.llama_model_params params,
@@ -112,12 +100,33 @@ cdef extern from "handles.hpp" namespace "lloyal" nogil:
     Status model_save(ModelBox& model, const string& path)
     Status context_create(ModelHandle model, c.llama_context_params params, ContextHandle parent, PollFn poll,
                           ContextHandle& out)
-    bool context_enter(ContextBox& box)
-    bool context_busy(const ContextBox& box)
-    void context_leave(ContextBox& box)
     void context_request_abort(ContextBox& box)
 
+cdef extern from "memory.hpp" namespace "lloyal" nogil:
+    bool memory_can_shift(const ContextBox& box)
+    Status memory_clear "lloyal::inside<lloyal::memory_clear>"(const ContextHandle& ctx, bool data)
+    Status memory_seq_rm "lloyal::inside<lloyal::memory_seq_rm>"(
+        const ContextHandle& ctx, int32_t seq, int32_t p0, int32_t p1)
+    Status memory_seq_cp "lloyal::inside<lloyal::memory_seq_cp>"(
+        const ContextHandle& ctx, int32_t src, int32_t dst, int32_t p0, int32_t p1)
+    Status memory_seq_keep "lloyal::inside<lloyal::memory_seq_keep>"(const ContextHandle& ctx, int32_t seq)
+    Status memory_seq_add "lloyal::computing<lloyal::memory_seq_add>"(
+        const ContextHandle& ctx, int32_t seq, int32_t p0, int32_t p1, int32_t delta)
+    Status memory_seq_div "lloyal::computing<lloyal::memory_seq_div>"(
+        const ContextHandle& ctx, int32_t seq, int32_t p0, int32_t p1, int d)
+    Status memory_seq_pos "lloyal::inside<lloyal::memory_seq_pos>"(
+        const ContextHandle& ctx, int32_t seq, int32_t& pos_min, int32_t& pos_max)
+
+cdef extern from "threads.hpp" namespace "lloyal" nogil:
+    Status check_threads(int32_t n)
+
 cdef extern from "batch.hpp" namespace "lloyal" nogil:
+    cppclass BatchEntry:
+        bool has_token
+        c.llama_token token
+        c.llama_pos pos
+        vector[c.llama_seq_id] seqs
+        bool logits
     cppclass Batch:
         Batch() except +
         void clear()
@@ -130,28 +139,19 @@ cdef extern from "batch.hpp" namespace "lloyal" nogil:
         size_t size() const
         bool has_embd() const
         int32_t n_embd() const
-        c.llama_token token(size_t i) const
-        c.llama_pos pos(size_t i) const
-        bool logits(size_t i) const
-        int32_t n_seq(size_t i) const
-        c.llama_seq_id seq(size_t i, size_t k) const
+        BatchEntry entry(size_t i) except +
 
 cdef extern from "decode.hpp" namespace "lloyal" nogil:
-    Status decode(ContextBox& box, Batch& batch, bool tenant)
-    Status encode(ContextBox& box, Batch& batch)
-    Status logits_row(ContextBox& box, int32_t i, const float*& out)
-    Status embeddings_row(ContextBox& box, int32_t i, const float*& out)
-    Status embeddings_seq(ContextBox& box, int32_t seq, const float*& out)
-    int32_t argmax(const float* row, int32_t n)
+    Status decode "lloyal::computing<lloyal::decode>"(const ContextHandle& ctx, Batch& batch, bool tenant)
+    Status encode "lloyal::computing<lloyal::encode>"(const ContextHandle& ctx, Batch& batch)
 
 cdef extern from "raw_state.hpp" namespace "lloyal" nogil:
-    Status state_seq_get_size(ContextBox& box, int32_t seq, uint32_t flags, size_t& size)
-    Status state_seq_get_data(ContextBox& box, uint8_t* out, size_t size, int32_t seq, uint32_t flags, size_t& written)
-    Status state_seq_set_data(ContextBox& box, const uint8_t* data, size_t size, int32_t dest, uint32_t flags, size_t& read)
-    Status state_get_size(ContextBox& box, size_t& size)
-    Status state_get_data(ContextBox& box, uint8_t* out, size_t size, size_t& written)
-    Status state_set_data(ContextBox& box, const uint8_t* data, size_t size, bool exact, size_t& read)
-    Status state_seq_read_payload(ContextBox& box, const uint8_t* data, size_t size, int32_t dest)
+    Status state_seq_set_data "lloyal::inside<lloyal::state_seq_set_data>"(
+        const ContextHandle& ctx, const uint8_t* data, size_t size, int32_t dest, uint32_t flags, size_t& read)
+    Status state_set_data "lloyal::inside<lloyal::state_set_data>"(
+        const ContextHandle& ctx, const uint8_t* data, size_t size, bool exact, size_t& read)
+    Status state_seq_read_payload "lloyal::inside<lloyal::state_seq_read_payload>"(
+        const ContextHandle& ctx, const uint8_t* data, size_t size, int32_t dest)
 
 cdef extern from "vocab.hpp" namespace "lloyal" nogil:
     Status tokenize(const c.llama_vocab* vocab, const char* data, size_t size, bool add_special, bool parse_special,

@@ -17,14 +17,16 @@ cdef extern from "ext.hpp" namespace "lloyal" nogil:
         size_t context
         size_t compute
 
-    core.Status context_memory(core.ContextBox& box, vector[BufferUse]& out)
-    core.Status context_set_embeddings(core.ContextBox& box, bool value)
-    core.Status context_set_causal(core.ContextBox& box, bool value)
-    core.Status context_set_nextn(core.ContextBox& box, bool value, bool masked)
-    core.Status nextn_row(core.ContextBox& box, int32_t i, const float*& out)
-    core.Status context_set_nextn_offset(core.ContextBox& box, int32_t offset)
-    core.Status context_set_layer_input(core.ContextBox& box, int32_t layer, bool value)
-    core.Status layer_input_row(core.ContextBox& box, int32_t layer, int32_t i, const float*& out)
-    core.Status logits_rows(core.ContextBox& box, const float*& out, int32_t& n)
-    core.Status embeddings_rows(core.ContextBox& box, const float*& out, int32_t& n)
+    core.Status context_memory "lloyal::inside<lloyal::context_memory>"(
+        const core.ContextHandle& ctx, vector[BufferUse]& out)
+    core.Status context_set_embeddings "lloyal::inside<lloyal::context_set_embeddings>"(
+        const core.ContextHandle& ctx, bool value)
+    core.Status context_set_causal "lloyal::inside<lloyal::context_set_causal>"(
+        const core.ContextHandle& ctx, bool value)
+    core.Status context_set_nextn "lloyal::inside<lloyal::context_set_nextn>"(
+        const core.ContextHandle& ctx, bool value, bool masked)
+    core.Status context_set_nextn_offset "lloyal::inside<lloyal::context_set_nextn_offset>"(
+        const core.ContextHandle& ctx, int32_t offset)
+    core.Status context_set_layer_input "lloyal::inside<lloyal::context_set_layer_input>"(
+        const core.ContextHandle& ctx, int32_t layer, bool value)
     core.Status token_embedding(core.ModelBox& model, float* out, size_t& n)

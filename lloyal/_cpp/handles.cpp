@@ -105,6 +105,33 @@ Status check_memory(const llama_model & model, const llama_context_params & para
     return {};
 }
 
+// Pooling takes every row of a micro-batch; the graph that llama.cpp plans for one has `n_ubatch` rows rounded up to a
+// multiple of the sequences, or of what else there is room for.
+Status fit_pooling(const llama_model & model, llama_context_params & params, uint32_t n_ubatch, uint32_t limit) {
+    const enum llama_pooling_type pooling = params.pooling_type == LLAMA_POOLING_TYPE_UNSPECIFIED
+                                           ? model.hparams.pooling_type
+                                           : params.pooling_type;
+    if (pooling == LLAMA_POOLING_TYPE_UNSPECIFIED || pooling == LLAMA_POOLING_TYPE_NONE) {
+        return {};
+    }
+    const uint32_t rest = n_ubatch % params.n_seq_max;
+    if (rest != 0) {
+        const uint32_t more = n_ubatch + params.n_seq_max - rest;
+        n_ubatch = more <= limit ? more : n_ubatch - rest;
+    }
+    if (n_ubatch == 0) {
+        return Status(Code::invalid_argument, text("n_seq_max=", params.n_seq_max,
+                                                   " is more than the tokens of a micro-batch, and the context pools: "
+                                                   "raise n_ctx, n_batch and n_ubatch, or lower n_seq_max"));
+    }
+    if (params.n_outputs_max != 0 && params.n_outputs_max < n_ubatch) {
+        return Status(Code::invalid_argument, text("n_outputs_max=", params.n_outputs_max, " must be at least ", n_ubatch,
+                                                   " in a context that pools (a micro-batch), or 0"));
+    }
+    params.n_ubatch = n_ubatch;
+    return {};
+}
+
 // Sizes that llama.cpp asserts on, after it has cut them to each other.
 Status fit_sizes(const llama_model & model, llama_context_params & params) {
     const uint32_t n_ctx = params.n_ctx ? params.n_ctx : model.hparams.n_ctx_train;
@@ -124,6 +151,9 @@ Status fit_sizes(const llama_model & model, llama_context_params & params) {
     } else if (params.n_outputs_max == 0) {
         // llama.cpp takes n_batch, and wants room for one output of every sequence.
         params.n_outputs_max = std::max(n_batch, params.n_seq_max);
+    }
+    if (Status bad = fit_pooling(model, params, std::min(n_ubatch, n_ctx), std::min(n_batch, n_ctx)); !bad.ok()) {
+        return bad;
     }
     if (params.n_rs_seq > 0 && llm_arch_supports_rs_rollback(model.arch) && n_ubatch <= params.n_rs_seq + 1) {
         return Status(Code::invalid_argument, text("n_rs_seq=", params.n_rs_seq,

@@ -15,25 +15,26 @@ cdef extern from "sampler.hpp" namespace "lloyal" nogil:
         SamplerBox(c.llama_sampler*, vector[core.ModelHandle])
     ctypedef shared_ptr[SamplerBox] SamplerHandle
 
-    bool sampler_enter(SamplerBox& box)
-    void sampler_leave(SamplerBox& box)
-    core.Status sample(SamplerBox& box, core.ContextBox& context, int32_t i, c.llama_token& out)
-    core.Status sampler_apply(SamplerBox& box, c.llama_token_data_array& array)
-    core.Status sampler_accept(SamplerBox& box, c.llama_token token)
-    core.Status sampler_reset(SamplerBox& box)
-    core.Status sampler_clone(SamplerBox& box, SamplerHandle& out)
-    core.Status sampler_copy(SamplerBox& src, SamplerBox& to)
-    core.Status sampler_get_state(SamplerBox& box, vector[uint8_t]& out)
-    core.Status sampler_set_state(SamplerBox& box, const uint8_t* data, size_t size)
+    core.Status sample "lloyal::inside<lloyal::sample>"(
+        const SamplerHandle& sampler, const core.ContextHandle& context, int32_t i, c.llama_token& out)
+    core.Status sampler_apply "lloyal::inside<lloyal::sampler_apply>"(
+        const SamplerHandle& sampler, c.llama_token_data_array& array)
+    core.Status sampler_accept "lloyal::inside<lloyal::sampler_accept>"(const SamplerHandle& sampler, c.llama_token token)
+    core.Status sampler_reset "lloyal::inside<lloyal::sampler_reset>"(const SamplerHandle& sampler)
+    core.Status sampler_clone "lloyal::inside<lloyal::sampler_clone>"(const SamplerHandle& sampler, SamplerHandle& out)
+    core.Status sampler_copy "lloyal::inside<lloyal::sampler_copy>"(const SamplerHandle& src, const SamplerHandle& to)
+    core.Status sampler_get_state "lloyal::inside<lloyal::sampler_get_state>"(
+        const SamplerHandle& sampler, vector[uint8_t]& out)
+    core.Status sampler_set_state "lloyal::inside<lloyal::sampler_set_state>"(
+        const SamplerHandle& sampler, const uint8_t* data, size_t size)
     core.Status chain_init(bool no_perf, SamplerHandle& out)
-    core.Status chain_add(SamplerBox& chain, SamplerBox& link)
-    core.Status chain_n(SamplerBox& chain, int32_t& n)
-    core.Status chain_get(SamplerBox& chain, int32_t i, SamplerHandle& out)
-    core.Status chain_remove(SamplerBox& chain, int32_t i, SamplerHandle& out)
-    core.Status chain_perf(SamplerBox& chain, bool reset, c.llama_perf_sampler_data& out)
-
-cdef extern from "sampler_types.hpp" namespace "lloyal" nogil:
-    bool sampler_seed(const c.llama_sampler* sampler, uint32_t& seed)
+    core.Status chain_add "lloyal::inside<lloyal::chain_add>"(const SamplerHandle& chain, const SamplerHandle& link)
+    core.Status chain_n "lloyal::inside<lloyal::chain_n>"(const SamplerHandle& chain, int32_t& n)
+    core.Status chain_get "lloyal::inside<lloyal::chain_get>"(const SamplerHandle& chain, int32_t i, SamplerHandle& out)
+    core.Status chain_remove "lloyal::inside<lloyal::chain_remove>"(
+        const SamplerHandle& chain, int32_t i, SamplerHandle& out)
+    core.Status chain_perf "lloyal::inside<lloyal::chain_perf>"(
+        const SamplerHandle& chain, bool reset, c.llama_perf_sampler_data& out)
 
 cdef extern from "dist.hpp" namespace "lloyal" nogil:
     c.llama_sampler* dist_init(uint32_t seed) except +
@@ -47,11 +48,5 @@ cdef extern from "sampler_init.hpp" namespace "lloyal" nogil:
     core.Status infill_init(const core.ModelHandle& model, SamplerHandle& out)
 
 cdef extern from "sampler_backend.hpp" namespace "lloyal" nogil:
-    cppclass BackendSample:
-        c.llama_token token
-        const c.llama_token* ids
-        const float* logits
-        const float* probs
-        size_t n
-    core.Status context_set_sampler(const core.ContextHandle& context, int32_t seq, const SamplerHandle& sampler)
-    core.Status backend_output(core.ContextBox& context, int32_t i, BackendSample& out)
+    core.Status context_set_sampler "lloyal::inside<lloyal::context_set_sampler>"(
+        const core.ContextHandle& context, int32_t seq, const SamplerHandle& sampler)

@@ -1,15 +1,14 @@
 # cython: language_level=3
 """What is laid over a model's weights: low-rank adapters (LoRA) and control vectors, set per context."""
 
-from libc.stdint cimport int32_t
+from libc.float cimport FLT_MAX
+from libc.stdint cimport INT32_MAX, int32_t
 from libcpp.vector cimport vector
 
 cimport lloyal._cpp.adapter as a
 cimport lloyal._cpp.core as core
-from lloyal.llama.args cimport as_int32
+from lloyal.llama.args cimport as_int32, as_integer, as_number
 cimport lloyal.libllama.llama as c
-from lloyal.llama.backend cimport drain_logs
-from lloyal.llama.base cimport enter, leave
 from lloyal.llama.ext cimport ContextExt
 from lloyal.llama.model cimport Model
 from lloyal.llama.status cimport check, check_process
@@ -53,14 +52,14 @@ cdef class LoraAdapter:
         cdef core.string name
         if model.params.vocab_only:
             raise InvalidArgument("the model was loaded with vocab_only=True: it has no weights to adapt")
+        path = os.fsdecode(path)
         check_file(path)
         name = os.fsencode(path)
         with nogil:
             status = a.adapter_load(weights, name, handle)
         check(status)
-        drain_logs()
         self.handle = handle
-        self.path = os.fsdecode(path)
+        self.path = path
 
     cdef a.AdapterHandle pin(self) except *:
         if not self.handle:
@@ -158,6 +157,7 @@ cdef class ContextAdapters(ContextExt):
         cdef vector[a.AdapterHandle] handles
         cdef vector[float] factors
         cdef LoraAdapter adapter
+        numbers = []
         adapters = list(adapters)
         scales = [1.0] * len(adapters) if scales is None else list(scales)
         if len(scales) != len(adapters):
@@ -167,13 +167,13 @@ cdef class ContextAdapters(ContextExt):
                 raise TypeError(f"adapters must be LoraAdapter objects, not {type(item).__name__}")
             adapter = item
             handles.push_back(adapter.pin())
-            factors.push_back(scale)
-        enter(self, handle)
+            numbers.append(as_number(scale, "a scale", -FLT_MAX, FLT_MAX))
+            factors.push_back(<float>numbers[-1])
+        handle = self.pin()
         with nogil:
-            status = a.adapters_set(handle.get()[0], handles, factors)
-            leave(handle)
+            status = a.adapters_set(handle, handles, factors)
         check(status)
-        self._adapters = tuple((adapter, scale) for adapter, scale in zip(adapters, scales) if scale != 0)
+        self._adapters = tuple([(item, number) for item, number in zip(adapters, numbers) if number != 0])
 
     @property
     def adapters_lora(self) -> tuple[tuple[LoraAdapter, float], ...]:
@@ -209,18 +209,15 @@ cdef class ContextAdapters(ContextExt):
         cdef int32_t width = 0
         cdef int32_t first = as_int32(il_start, "il_start")
         cdef int32_t last
-        enter(self, handle)
-        try:
-            if data is not None:
-                rows = data
-                if rows.shape[0] == 0 or rows.shape[1] == 0:
-                    raise InvalidArgument("the control vector is empty: None turns it off")
-                values = &rows[0, 0]
-                size = rows.shape[0] * rows.shape[1]
-                width = <int32_t>rows.shape[1]
-            last = c.llama_model_n_layer(handle.get().model.get().ptr) - 1 if il_end is None else as_int32(il_end, "il_end")
-            with nogil:
-                status = a.control_vector_set(handle.get()[0], values, size, width, first, last)
-        finally:
-            leave(handle)
+        if data is not None:
+            rows = data
+            if rows.shape[0] == 0 or rows.shape[1] == 0:
+                raise InvalidArgument("the control vector is empty: None turns it off")
+            values = &rows[0, 0]
+            size = rows.shape[0] * rows.shape[1]
+            width = <int32_t>as_integer(rows.shape[1], "the width of the control vector", 1, INT32_MAX)
+        handle = self.pin()
+        last = c.llama_model_n_layer(handle.get().model.get().ptr) - 1 if il_end is None else as_int32(il_end, "il_end")
+        with nogil:
+            status = a.control_vector_set(handle, values, size, width, first, last)
         check(status)

@@ -1,5 +1,5 @@
 # Written by tools/stubs.py from base.pyx.
-"""What every part of a context stands on: its handle, closing it, and the rule that it has one caller at a time."""
+"""What every part of a context stands on: its handle, and closing it."""
 
 from typing import Self
 

@@ -1,10 +1,10 @@
 # cython: language_level=3
-"""What every part of a context stands on: its handle, closing it, and the rule that it has one caller at a time."""
+"""What every part of a context stands on: its handle, and closing it."""
 
 cimport lloyal._cpp.core as core
 from lloyal.llama.status cimport check_process
 
-from lloyal.errors import Busy, Closed
+from lloyal.errors import Closed
 
 __all__ = ["ContextBase"]
 
@@ -38,17 +38,3 @@ cdef class ContextBase:
 
     def __exit__(self, *exc_info):
         self.close()
-
-
-cdef int enter(ContextBase ctx, core.ContextHandle& handle) except -1:
-    if not ctx.handle:
-        raise Closed("the context is closed")
-    check_process()
-    (&handle)[0] = ctx.handle
-    if not core.context_enter(handle.get()[0]):
-        raise Busy("another thread is inside this context: one context takes one caller at a time")
-    return 0
-
-
-cdef void leave(core.ContextHandle& handle) noexcept nogil:
-    core.context_leave(handle.get()[0])

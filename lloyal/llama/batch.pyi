@@ -57,5 +57,5 @@ class Batch:
         """Empty it; its memory is kept for the next use."""
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> tuple[int | None, int, tuple[int, ...], bool]:
-        """``(token or None, pos, seq_ids, logits)`` of one entry."""
+        """``(token or None, pos, seq_ids, logits)`` of one entry; a negative index counts from the end."""
     def __repr__(self) -> str: ...

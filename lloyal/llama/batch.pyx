@@ -1,10 +1,11 @@
 # cython: language_level=3
 """Batches: the tokens of one decode call, with their positions and sequences."""
 
-from libc.stdint cimport int32_t, int64_t
+from libc.stdint cimport INT64_MAX, INT64_MIN, int32_t, int64_t
 from libcpp.vector cimport vector
 
-from lloyal.llama.args cimport as_int32, as_integer
+cimport lloyal._cpp.core as core
+from lloyal.llama.args cimport as_index, as_int32, as_integer
 
 from lloyal.errors import Busy, InvalidArgument
 
@@ -98,7 +99,7 @@ cdef class Batch:
         cdef vector[int32_t] seqs
         cdef int32_t id = as_int32(token, "token")
         cdef int32_t at = as_int32(pos, "pos")
-        cdef bint output = logits
+        cdef bint output = bool(logits)
         if PyIndex_Check(seq_ids) and not hasattr(seq_ids, "__len__"):
             seqs.push_back(as_int32(seq_ids, "seq_ids"))
         else:
@@ -156,11 +157,12 @@ cdef class Batch:
 
     def set_logits(self, index: int, value: bool) -> None:
         """Turn the output of one entry on or off."""
-        cdef bint output = value
+        cdef int64_t at = as_integer(index, "index", INT64_MIN, INT64_MAX)
+        cdef bint output = bool(value)
         self.check_free()
-        if not 0 <= index < <Py_ssize_t>self.box.size():
-            raise InvalidArgument(f"index {index}: the batch has {self.box.size()} tokens")
-        self.box.set_logits(index, output)
+        if not 0 <= at < <int64_t>self.box.size():
+            raise InvalidArgument(f"index {at}: the batch has {self.box.size()} tokens")
+        self.box.set_logits(at, output)
 
     def clear(self) -> None:
         """Empty it; its memory is kept for the next use."""
@@ -170,12 +172,12 @@ cdef class Batch:
     def __len__(self):
         return self.box.size()
 
-    def __getitem__(self, Py_ssize_t index) -> tuple[int | None, int, tuple[int, ...], bool]:
-        """``(token or None, pos, seq_ids, logits)`` of one entry."""
-        if not 0 <= index < <Py_ssize_t>self.box.size():
-            raise IndexError(index)
-        seqs = tuple(self.box.seq(index, k) for k in range(self.box.n_seq(index)))
-        return None if self.box.has_embd() else self.box.token(index), self.box.pos(index), seqs, self.box.logits(index)
+    def __getitem__(self, index: int) -> tuple[int | None, int, tuple[int, ...], bool]:
+        """``(token or None, pos, seq_ids, logits)`` of one entry; a negative index counts from the end."""
+        cdef size_t at = as_index(index, self.box.size())
+        cdef core.BatchEntry entry = self.box.entry(at)  # IndexError if the index itself has changed the batch
+        token = entry.token if entry.has_token else None
+        return token, entry.pos, tuple(entry.seqs), entry.logits
 
     def __repr__(self):
         return f"<Batch of {self.box.size()} tokens>"

@@ -1,3 +1,5 @@
+from libc.stdint cimport int32_t
+
 cimport lloyal._cpp.batch_ext as b
 cimport lloyal._cpp.core as core
 from lloyal.llama.base cimport ContextBase
@@ -11,12 +13,7 @@ cdef class BatchExt:
     cdef readonly int n_embd
     cdef readonly int n_embd_enc
     cdef int n_vocab
-    cdef int n_seq_max
-    cdef int n_sections
 
     # The entries as one batch of `ctx`; raises if something is missing.
     cdef Batch build(self, ContextBase ctx)
-    cdef int index(self, object value) except -1
-    cdef int check_seq(self, object value) except? -1
-    cdef int add_row(self, int at, object embd) except -1
-    cdef int _add(self, object seq_id, int token) except -1
+    cdef int _add(self, int32_t seq, int32_t token, const float* row, size_t n) except -1

@@ -1,6 +1,8 @@
 # cython: language_level=3
 """llama.cpp's extended batch: entries with a token, an embedding row or both, filled in any order."""
 
+from libc.stdint cimport int32_t
+from libcpp.vector cimport vector
 
 cimport lloyal._cpp.batch_ext as b
 cimport lloyal._cpp.core as core
@@ -28,17 +30,18 @@ cdef class BatchExt:
         The context it is for. It is kept alive.
     """
 
+    def __cinit__(self, *args, **keywords):
+        self.flat = Batch()
+
     def __init__(self, ContextBase ctx not None):
         cdef core.ContextHandle handle = ctx.pin()
         cdef const c.llama_model* model = handle.get().model.get().ptr
         self.handle = handle
-        self.flat = Batch()
         self.n_tokens_max = c.llama_n_batch(handle.get().ptr)
         self.n_embd = b.process_n_embd(handle.get()[0], False)
         self.n_embd_enc = b.process_n_embd(handle.get()[0], True)
         self.n_vocab = c.llama_vocab_n_tokens(c.llama_model_get_vocab(model))
-        self.n_seq_max = c.llama_n_seq_max(handle.get().ptr)
-        self.n_sections = 4 if handle.get().map.mrope else 1
+        self.box.limit(self.n_tokens_max, c.llama_n_seq_max(handle.get().ptr), 4 if handle.get().map.mrope else 1)
 
     def add(self, seq_id: int) -> int:
         """Add an entry with neither token nor row yet (``llama_batch_ext_add``); `set_embd_token` gives it a row.
@@ -53,7 +56,7 @@ cdef class BatchExt:
         InvalidBatch
             The batch is full, or there is no such sequence; nothing was added.
         """
-        return self._add(seq_id, c.LLAMA_TOKEN_NULL)
+        return self._add(as_int32(seq_id, "seq_id"), c.LLAMA_TOKEN_NULL, NULL, 0)
 
     def add_token(self, seq_id: int, id: int) -> int:
         """Add an entry with a token (``llama_batch_ext_add_token``).
@@ -68,10 +71,11 @@ cdef class BatchExt:
         InvalidBatch
             The batch is full, or there is no such sequence or token; nothing was added.
         """
-        cdef int token = as_int32(id, "id")
+        cdef int32_t token = as_int32(id, "id")
+        cdef int32_t seq = as_int32(seq_id, "seq_id")
         if not 0 <= token < self.n_vocab:
             raise InvalidBatch(f"token {token} is outside the vocabulary of {self.n_vocab}")
-        return self._add(seq_id, token)
+        return self._add(seq, token, NULL, 0)
 
     def add_embd(self, seq_id: int, embd: BufferLike) -> int:
         """Add an entry with an embedding row (``llama_batch_ext_add_embd``).
@@ -93,15 +97,16 @@ cdef class BatchExt:
             The batch is full, there is no such sequence, or the row has another width; nothing was added.
         """
         cdef const float[::1] row = self._row(embd)
-        cdef int at = self._add(seq_id, c.LLAMA_TOKEN_NULL)
-        self.box.set_embd(at, &row[0], row.shape[0])
-        return at
+        return self._add(as_int32(seq_id, "seq_id"), c.LLAMA_TOKEN_NULL, &row[0], row.shape[0])
 
     def add_seq(self, idx: int, seq_id: int) -> None:
         """Let an entry belong to one more sequence (``llama_batch_ext_add_seq``)."""
-        cdef int at = self.index(idx)
+        cdef int32_t at = as_int32(idx, "idx")
+        cdef int32_t seq = as_int32(seq_id, "seq_id")
+        cdef core.Status status
         self.flat.check_free()
-        self.box.add_seq(at, self.check_seq(seq_id))
+        status = self.box.add_seq(at, seq)
+        check(status)
 
     def set_embd_token(self, idx: int, embd: BufferLike) -> None:
         """Give an entry an embedding row, beside its token if it has one (``llama_batch_ext_set_embd_token``).
@@ -112,7 +117,12 @@ cdef class BatchExt:
         embd
             As for `add_embd`.
         """
-        self.add_row(self.index(idx), embd)
+        cdef int32_t at = as_int32(idx, "idx")
+        cdef const float[::1] row = self._row(embd)
+        cdef core.Status status
+        self.flat.check_free()
+        status = self.box.set_embd(at, &row[0], row.shape[0])
+        check(status)
 
     def set_pos(self, idx: int, pos: int | Iterable[int]) -> None:
         """Set the position of an entry (``llama_batch_ext_set_pos``). Every entry needs one.
@@ -124,27 +134,23 @@ cdef class BatchExt:
             Four for an entry without a token in models with M-RoPE: time, height, width and one more; one number
             stands for text at that position.
         """
-        cdef c.llama_pos values[4]
-        cdef int at = self.index(idx)
-        cdef int n
-        numbers = list(pos) if hasattr(pos, "__len__") else [pos]
-        n = len(numbers)
-        if n != 1 and (n != self.n_sections or self.box.token(at) != c.LLAMA_TOKEN_NULL):
-            wanted = "4 positions, or 1" if self.n_sections == 4 and self.box.token(at) == c.LLAMA_TOKEN_NULL else "1 position"
-            raise InvalidBatch(f"entry {at} takes {wanted}, not {n}")
-        for i, number in enumerate(numbers):
-            values[i] = as_int32(number, "pos")
-        if values[0] < 0:
-            raise InvalidBatch(f"position {values[0]} of entry {at} is negative")
+        cdef int32_t at = as_int32(idx, "idx")
+        cdef vector[c.llama_pos] values
+        cdef core.Status status
+        for number in pos if hasattr(pos, "__len__") else (pos,):
+            values.push_back(as_int32(number, "pos"))
         self.flat.check_free()
-        self.box.set_pos(at, values, n)
+        status = self.box.set_pos(at, values)
+        check(status)
 
     def set_output_logits(self, idx: int, value: bool) -> None:
         """Compute an output for an entry or not (``llama_batch_ext_set_output_logits``)."""
-        cdef bint output = value
-        cdef int at = self.index(idx)
+        cdef int32_t at = as_int32(idx, "idx")
+        cdef bint output = bool(value)
+        cdef core.Status status
         self.flat.check_free()
-        self.box.set_output(at, output)
+        status = self.box.set_output(at, output)
+        check(status)
 
     def set_output_embd(self, idx: int, value: bool) -> None:
         """The same as `set_output_logits`, as in llama.cpp (``llama_batch_ext_set_output_embd``)."""
@@ -152,8 +158,7 @@ cdef class BatchExt:
 
     def clear(self) -> None:
         """Empty it; its memory is kept for the next use (``llama_batch_ext_clear``)."""
-        if self.flat is not None:
-            self.flat.check_free()
+        self.flat.check_free()
         self.box.clear()
 
     def __len__(self):
@@ -161,11 +166,12 @@ cdef class BatchExt:
 
     def __getitem__(self, idx: int) -> tuple[int | None, tuple[int, ...], tuple[int, ...], bool]:
         """``(token or None, positions, seq_ids, output)`` of one entry."""
-        cdef int at = self.index(idx)
-        token = None if self.box.token(at) == c.LLAMA_TOKEN_NULL else self.box.token(at)
-        pos = tuple(self.box.pos(at, k) for k in range(self.box.n_pos(at)))
-        seqs = tuple(self.box.seqs(at)[k] for k in range(self.box.seqs(at).size()))
-        return token, pos, seqs, self.box.output(at)
+        cdef int32_t at = as_int32(idx, "idx")
+        cdef b.BatchExtEntry entry
+        cdef core.Status status = self.box.entry(at, entry)
+        check(status)
+        token = None if entry.token == c.LLAMA_TOKEN_NULL else entry.token
+        return token, tuple([entry.pos[k] for k in range(entry.n_pos)]), tuple(entry.seqs), entry.output
 
     def __repr__(self):
         return f"<BatchExt of {self.box.size()} entries>"
@@ -180,31 +186,13 @@ cdef class BatchExt:
         check(status)
         return self.flat
 
-    cdef int index(self, value) except -1:
-        cdef int at = as_int32(value, "idx")
-        if not 0 <= at < <int>self.box.size():
-            raise InvalidArgument(f"idx={at}: the batch has {self.box.size()} entries")
-        return at
-
-    cdef int check_seq(self, value) except? -1:
-        cdef int seq = as_int32(value, "seq_id")
-        if not 0 <= seq < self.n_seq_max:
-            raise InvalidBatch(f"sequence {seq}: this context has 0 to {self.n_seq_max - 1} (raise n_seq_max for more)")
-        return seq
-
-    cdef int _add(self, seq_id, int token) except -1:
-        cdef int seq = self.check_seq(seq_id)
-        if <int>self.box.size() >= self.n_tokens_max:
-            raise InvalidBatch(f"the batch is full: this context takes {self.n_tokens_max} tokens at once (n_batch)")
+    cdef int _add(self, int32_t seq, int32_t token, const float* row, size_t n) except -1:
+        cdef int32_t index = -1
+        cdef core.Status status
         self.flat.check_free()
-        return self.box.add(seq, token)
-
-    cdef int add_row(self, int at, embd) except -1:
-        cdef const float[::1] row = self._row(embd)
-        self.flat.check_free()
-        if not self.box.set_embd(at, &row[0], row.shape[0]):
-            raise InvalidBatch(f"entry {at} has a row already")
-        return 0
+        status = self.box.add(seq, token, row, n, index)
+        check(status)
+        return index
 
     def _row(self, embd) -> memoryview:
         view = memoryview(embd)

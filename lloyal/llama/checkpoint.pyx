@@ -5,17 +5,17 @@ llama.h has none of this; it is here because everything compiled is in this fold
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.stdint cimport int32_t, int64_t, uint8_t
+from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint8_t
 from libcpp.vector cimport vector
 
+cimport lloyal._cpp.calls as calls
 cimport lloyal._cpp.checkpoint as native
 cimport lloyal._cpp.core as core
 cimport lloyal.libllama.ggml as g
 from cython.operator cimport dereference, preincrement
 from libcpp.map cimport map as cppmap
-from lloyal.llama.args cimport as_int32
-from lloyal.llama.backend cimport drain_logs
-from lloyal.llama.base cimport ContextBase, enter, leave
+from lloyal.llama.args cimport as_int32, as_integer
+from lloyal.llama.base cimport ContextBase
 from lloyal.llama.status cimport check, check_process
 
 from lloyal.errors import Closed
@@ -39,46 +39,40 @@ cdef class CheckpointBase:
         cdef core.ContextHandle context
         cdef native.CheckpointHandle handle
         cdef core.Status status
-        enter(ctx, context)
+        context = ctx.pin()
         with nogil:
             status = native.checkpoint_take(context, seq, where, partial, handle)
-            leave(context)
-        if not status.ok():
-            check(status)
+        check(status)
         self.handle = handle
         return 0
 
     def _take_native(self, ContextBase ctx not None, seq_id: int, str where, bint partial) -> None:
+        cdef int seq = as_int32(seq_id, "seq_id")
         if where == "device":
-            self._take(ctx, as_int32(seq_id, "seq_id"), native.where_device, partial)
+            self._take(ctx, seq, native.where_device, partial)
         elif where == "host":
-            self._take(ctx, as_int32(seq_id, "seq_id"), native.where_host, partial)
+            self._take(ctx, seq, native.where_host, partial)
         else:
-            self._take(ctx, as_int32(seq_id, "seq_id"), native.where_cells, partial)
+            self._take(ctx, seq, native.where_cells, partial)
 
     def _restore_native(self, ContextBase ctx not None, seq_id: int) -> None:
         cdef core.ContextHandle context
         cdef native.CheckpointHandle handle = self.pin()
         cdef core.Status status
         cdef int32_t dest = as_int32(seq_id, "seq_id")
-        enter(ctx, context)
+        context = ctx.pin()
         with nogil:
-            status = native.checkpoint_restore(handle.get()[0], context.get()[0], dest)
-            leave(context)
-        if not status.ok():
-            check(status)
-        elif core.log_pending():
-            drain_logs()
+            status = native.checkpoint_restore(handle.get()[0], context, dest)
+        check(status)
 
     def _to_host_native(self, CheckpointBase source not None, ContextBase ctx not None) -> None:
         cdef core.ContextHandle context
         cdef native.CheckpointHandle handle = source.pin()
         cdef native.CheckpointHandle copy
         cdef core.Status status
-        enter(ctx, context)
+        context = ctx.pin()
         with nogil:
-            status = native.checkpoint_to_host(handle.get()[0], copy)
-            leave(context)
+            status = calls.checkpoint_to_host(context, handle.get()[0], copy)
         check(status)
         self.handle = copy
 
@@ -113,10 +107,9 @@ cdef class CheckpointBase:
             start = &data[0]
         for run.begin, run.end, run.epoch, run.first in rows:
             runs.push_back(run)
-        enter(ctx, context)
+        context = ctx.pin()
         with nogil:
             status = native.checkpoint_import(context, start, size, partial, seq, runs, begin, handle)
-            leave(context)
         check(status)
         self.handle = handle
 
@@ -235,13 +228,12 @@ def live_bytes(ContextBase ctx not None) -> dict[str, int]:
 def meta_bytes(ContextBase ctx not None) -> int:
     """Host bytes of bookkeeping of a context's checkpoints; what they share counts once."""
     cdef core.ContextHandle handle
+    cdef core.Status status
     cdef size_t n = 0
-    enter(ctx, handle)
-    try:
-        with nogil:
-            n = native.store_of(handle.get()[0]).meta_bytes()
-    finally:
-        leave(handle)
+    handle = ctx.pin()
+    with nogil:
+        status = calls.store_meta_bytes(handle, n)
+    check(status)
     return n
 
 
@@ -251,10 +243,9 @@ def estimate(ContextBase ctx not None, seq_id: int, bint partial) -> dict[str, A
     cdef core.Status status
     cdef native.Estimate found
     cdef int32_t seq = as_int32(seq_id, "seq_id")
-    enter(ctx, handle)
+    handle = ctx.pin()
     with nogil:
         status = native.checkpoint_estimate(handle, seq, partial, found)
-        leave(handle)
     check(status)
     return found
 
@@ -269,22 +260,20 @@ def trim(ContextBase ctx not None) -> None:
     """Give back what no checkpoint needs. Releases the GIL."""
     cdef core.ContextHandle handle
     cdef core.Status status
-    enter(ctx, handle)
+    handle = ctx.pin()
     with nogil:
-        status = native.checkpoint_trim(handle.get()[0])
-        leave(handle)
+        status = native.checkpoint_trim(handle)
     check(status)
 
 
 def set_budget(ContextBase ctx not None, budget: int | None, bint evict) -> None:
     """Limit the bytes of a context's checkpoints (None: no limit), refusing or evicting beyond it."""
     cdef core.ContextHandle handle
-    enter(ctx, handle)
-    try:
-        native.store_of(handle.get()[0]).budget_bytes = -1 if budget is None else <int64_t>budget
-        native.store_of(handle.get()[0]).evict = evict
-    finally:
-        leave(handle)
+    cdef core.Status status
+    cdef int64_t limit = -1 if budget is None else as_integer(budget, "budget", 0, INT64_MAX)
+    handle = ctx.pin()
+    status = calls.store_set_budget(handle, limit, evict)
+    check(status)
 
 
 def budget(ContextBase ctx not None) -> tuple[int | None, bool]:
@@ -309,10 +298,9 @@ def lease_acquire(ContextBase ctx not None) -> int:
     cdef core.ContextHandle handle
     cdef core.Status status
     cdef int32_t seq = -1
-    enter(ctx, handle)
+    handle = ctx.pin()
     with nogil:
-        status = native.lease_acquire(handle.get()[0], native.lease_tenant, seq)
-        leave(handle)
+        status = native.lease_acquire(handle, native.lease_tenant, seq)
     check(status)
     return seq
 
@@ -328,10 +316,11 @@ def lease_release(ContextBase ctx not None, seq_id: int) -> None:
 def lease_available(ContextBase ctx not None) -> int:
     """Ids that could be leased now."""
     cdef core.ContextHandle handle
-    cdef int32_t n
-    enter(ctx, handle)
-    n = native.lease_available(handle.get()[0])
-    leave(handle)
+    cdef core.Status status
+    cdef int32_t n = 0
+    handle = ctx.pin()
+    status = calls.count_available_leases(handle, n)
+    check(status)
     return n
 
 

@@ -8,7 +8,7 @@ from libcpp.vector cimport vector
 cimport lloyal._cpp.common as common
 cimport lloyal._cpp.core as core
 cimport lloyal.libllama.llama as c
-from lloyal.llama.backend cimport drain_logs, ensure_started
+from lloyal.llama.backend cimport ensure_started
 from lloyal.llama.model cimport Model
 from lloyal.llama.status cimport check
 
@@ -46,7 +46,6 @@ def json_schema_to_grammar(schema: str) -> str:
     with nogil:
         status = common.grammar_from_json_schema(text, grammar)
     check(status)
-    drain_logs()
     return grammar.decode()
 
 
@@ -288,7 +287,6 @@ cdef class ChatTemplates:
         with nogil:
             status = templates.apply(inputs, out.native)
         check(status)
-        drain_logs()
         return out
 
 

@@ -6,17 +6,16 @@ from libc.stdint cimport int32_t
 from libcpp cimport bool as cbool
 
 cimport lloyal._cpp.batch_ext as b
+cimport lloyal._cpp.calls as calls
 cimport lloyal._cpp.core as core
 cimport lloyal.libllama.ggml as g
 cimport lloyal.libllama.llama as c
 from lloyal.llama.args cimport as_int32, as_integer
-from lloyal.llama.backend cimport drain_logs
-from lloyal.llama.base cimport enter, leave
 from lloyal.llama.batch cimport Batch
 from lloyal.llama.batch_ext cimport BatchExt
 from lloyal.llama.memory cimport wrap_memory
 from lloyal.llama.model cimport Model
-from lloyal.llama.outputs cimport copy_row, wrap_row
+from lloyal.llama.outputs cimport RowCopy, row_copy, wrap_row
 from lloyal.llama.sampling_backend cimport ContextSampling
 from lloyal.llama.status cimport check
 from lloyal.llama.vocab cimport wrap_vocab
@@ -25,7 +24,7 @@ import dataclasses
 import threading
 
 from lloyal.errors import InvalidArgument, LoadFailed
-from lloyal.llama.params import ContextParams, default_threads, from_keywords
+from lloyal.llama.params import ContextParams, default_threads, exact, from_keywords
 
 __all__ = ["Context"]
 
@@ -123,8 +122,8 @@ cdef class Context(ContextSampling):
             params = from_keywords(ContextParams, keywords)
         elif keywords:
             raise InvalidArgument(f"give params or keywords, not both: {', '.join(keywords)}")
-        elif not isinstance(params, ContextParams):
-            raise TypeError(f"params={params!r} must be a ContextParams")
+        else:
+            params = exact(ContextParams, params)
         if model.params.vocab_only:
             raise InvalidArgument("the model was loaded with vocab_only=True: it has no weights to compute with")
         threads = params.n_threads or default_threads()
@@ -161,17 +160,18 @@ cdef class Context(ContextSampling):
         if params.parent is not None:
             parent = (<Context?>params.parent).pin()
         with nogil:
+            status = core.check_threads(max(native.n_threads, native.n_threads_batch))
+        check(status)
+        with nogil:
             status = core.context_create(weights, native, parent, _poll_signals, handle)
-        if not status.ok():
-            try:
-                check(status)
-            except LoadFailed as error:
-                log = error.native_log
-                reasons = [reason for reason in (str(error), log) if reason]
-                explained = LoadFailed(f"cannot create a context with {_differences(params)}: {': '.join(reasons)}")
-                explained.native_log = log
-                raise explained from None
-        drain_logs()
+        try:
+            check(status)
+        except LoadFailed as error:
+            log = error.native_log
+            reasons = [reason for reason in (str(error), log) if reason]
+            explained = LoadFailed(f"cannot create a context with {_differences(params)}: {': '.join(reasons)}")
+            explained.native_log = log
+            raise explained from None
         self.handle = handle
         # The native context keeps the samplers, for as long as it runs them.
         self.params = params if params.samplers is None else dataclasses.replace(params, samplers=None)
@@ -230,28 +230,24 @@ cdef class Context(ContextSampling):
     cdef int _run(self, Batch batch, bint encoding, bint tenant, bint ext) except -1:
         cdef core.ContextHandle handle
         cdef core.Status status
+        handle = self.pin()
         batch.lock()
         try:
-            enter(self, handle)
             with nogil:
                 if ext:
                     if encoding:
-                        status = b.process_encode(handle.get()[0], batch.box)
+                        status = b.process_encode(handle, batch.box)
                     else:
-                        status = b.process_decode(handle.get()[0], batch.box, tenant)
+                        status = b.process_decode(handle, batch.box, tenant)
                 elif encoding:
-                    status = core.encode(handle.get()[0], batch.box)
+                    status = core.encode(handle, batch.box)
                 else:
-                    status = core.decode(handle.get()[0], batch.box, tenant)
-                leave(handle)
+                    status = core.decode(handle, batch.box, tenant)
         finally:
             batch.unlock()
         if _signal_error is not None:
             _raise_signal()
-        if not status.ok():
-            check(status)
-        elif core.log_pending():
-            drain_logs()
+        check(status)
         return 0
 
     def abort(self) -> None:
@@ -286,18 +282,14 @@ cdef class Context(ContextSampling):
         """
         cdef core.ContextHandle handle
         cdef core.Status status
-        cdef const float* row = NULL
+        cdef calls.Row row
         cdef int32_t i = as_int32(index, "index")
-        enter(self, handle)
-        try:
-            with nogil:  # it waits for the devices
-                status = core.logits_row(handle.get()[0], i, row)
-            check(status)
-            if copy or out is not None:
-                return copy_row(row, self.n_vocab, out)
-            return wrap_row(handle, row, self.n_vocab)
-        finally:
-            leave(handle)
+        cdef RowCopy into = row_copy(self.n_vocab, copy, out)
+        handle = self.pin()
+        with nogil:  # it waits for the devices
+            status = calls.read_logits(handle, i, into.start, into.room, row)
+        check(status)
+        return wrap_row(handle, row) if into.array is None else into.array
 
     # @overload (self, index: int | None = None, *, seq_id: int | None = None, copy: Literal[False] = False, out: None = None) -> Logits
     # @overload (self, index: int | None = None, *, seq_id: int | None = None, copy: Literal[True], out: None = None) -> NDArray[float32]
@@ -322,37 +314,31 @@ cdef class Context(ContextSampling):
         """
         cdef core.ContextHandle handle
         cdef core.Status status
-        cdef const float* row = NULL
+        cdef calls.Row row
+        cdef RowCopy into
         cdef int32_t i = -1 if index is None else as_int32(index, "index")
         cdef int32_t seq = -1 if seq_id is None else as_int32(seq_id, "seq_id")
         cdef bint pooled = seq_id is not None
-        cdef Py_ssize_t n
         if index is not None and seq_id is not None:
             raise InvalidArgument("give index or seq_id, not both")
-        enter(self, handle)
-        try:
-            with nogil:
-                if pooled:
-                    status = core.embeddings_seq(handle.get()[0], seq, row)
-                else:
-                    status = core.embeddings_row(handle.get()[0], i, row)
-            check(status)
-            n = c.llama_model_n_embd_out(handle.get().model.get().ptr)
-            if seq_id is not None and c.llama_pooling_type(handle.get().ptr) == c.LLAMA_POOLING_TYPE_RANK:
-                n = c.llama_model_n_cls_out(handle.get().model.get().ptr)
-            if copy or out is not None:
-                return copy_row(row, n, out)
-            return wrap_row(handle, row, n)
-        finally:
-            leave(handle)
+        handle = self.pin()
+        into = row_copy(calls.n_pooled(handle.get()[0]) if pooled else calls.n_embedding(handle.get()[0]), copy, out)
+        with nogil:
+            if pooled:
+                status = calls.read_pooled(handle, seq, into.start, into.room, row)
+            else:
+                status = calls.read_embedding(handle, i, into.start, into.room, row)
+        check(status)
+        return wrap_row(handle, row) if into.array is None else into.array
 
     def synchronize(self) -> None:
         """Wait until everything asked of the devices is done (``llama_synchronize``). Releases the GIL."""
         cdef core.ContextHandle handle
-        enter(self, handle)
+        cdef core.Status status
+        handle = self.pin()
         with nogil:
-            c.llama_synchronize(handle.get().ptr)
-            leave(handle)
+            status = calls.synchronize(handle)
+        check(status)
 
     @property
     def n_ctx(self) -> int:
@@ -402,9 +388,14 @@ cdef class Context(ContextSampling):
         cdef core.ContextHandle handle
         cdef int32_t single = as_integer(n_threads, "n_threads", 1, 512)
         cdef int32_t batch = as_integer(n_threads_batch, "n_threads_batch", 1, 512)
-        enter(self, handle)
-        c.llama_set_n_threads(handle.get().ptr, single, batch)
-        leave(handle)
+        cdef core.Status status
+        handle = self.pin()
+        with nogil:
+            status = core.check_threads(max(single, batch))
+        check(status)
+        with nogil:
+            status = calls.set_n_threads(handle, single, batch)
+        check(status)
 
     @property
     def flash_attn(self) -> bool:

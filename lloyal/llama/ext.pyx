@@ -2,15 +2,16 @@
 """What a context computes besides logits, and where its bytes are."""
 
 from libc.stdint cimport int32_t
+from libc.string cimport memcpy
 from libcpp.vector cimport vector
 
+cimport lloyal._cpp.calls as calls
 cimport lloyal._cpp.core as core
 cimport lloyal._cpp.ext as e
 cimport lloyal.libllama.llama as c
 from lloyal.llama.args cimport as_int32
-from lloyal.llama.backend cimport drain_logs, wrap_device
-from lloyal.llama.base cimport enter, leave
-from lloyal.llama.outputs cimport copy_row, wrap_row
+from lloyal.llama.backend cimport wrap_device
+from lloyal.llama.outputs cimport RowCopy, row_copy, wrap_row
 from lloyal.llama.state cimport ContextState
 from lloyal.llama.status cimport check
 
@@ -34,10 +35,9 @@ cdef class ContextExt(ContextState):
         cdef core.ContextHandle handle
         cdef core.Status status
         cdef vector[e.BufferUse] rows
-        enter(self, handle)
+        handle = self.pin()
         with nogil:
-            status = e.context_memory(handle.get()[0], rows)
-            leave(handle)
+            status = e.context_memory(handle, rows)
         check(status)
         return [
             BufferUse(buffer=rows[i].buffer.decode(), device=wrap_device(rows[i].device) if rows[i].device != NULL else None,
@@ -53,10 +53,9 @@ cdef class ContextExt(ContextState):
         cdef core.ContextHandle handle
         cdef core.Status status
         cdef bint on = value
-        enter(self, handle)
+        handle = self.pin()
         with nogil:
-            status = e.context_set_embeddings(handle.get()[0], on)
-            leave(handle)
+            status = e.context_set_embeddings(handle, on)
         check(status)
 
     @property
@@ -73,10 +72,9 @@ cdef class ContextExt(ContextState):
         cdef core.ContextHandle handle
         cdef core.Status status
         cdef bint on = value
-        enter(self, handle)
+        handle = self.pin()
         with nogil:
-            status = e.context_set_causal(handle.get()[0], on)
-            leave(handle)
+            status = e.context_set_causal(handle, on)
         check(status)
 
     def get_logits(self) -> NDArray[float32]:
@@ -114,24 +112,18 @@ cdef class ContextExt(ContextState):
 
         cdef core.ContextHandle handle
         cdef core.Status status
-        cdef const float* rows = NULL
+        cdef vector[float] rows
+        cdef float[::1] target
         cdef bint embd = embeddings
         cdef int32_t n = 0
-        cdef int32_t width
-        enter(self, handle)
-        try:
-            with nogil:
-                if embd:
-                    status = e.embeddings_rows(handle.get()[0], rows, n)
-                else:
-                    status = e.logits_rows(handle.get()[0], rows, n)
-            check(status)
-            width = (c.llama_model_n_embd_out(handle.get().model.get().ptr) if embd
-                     else c.llama_vocab_n_tokens(c.llama_model_get_vocab(handle.get().model.get().ptr)))
-            flat = copy_row(rows, <Py_ssize_t>n * width, None)
-            return numpy.reshape(flat, (n, width))
-        finally:
-            leave(handle)
+        handle = self.pin()
+        with nogil:
+            status = calls.read_all(handle, embd, rows, n)
+        check(status)
+        found = numpy.empty(rows.size(), dtype=numpy.float32)
+        target = found
+        memcpy(&target[0], rows.data(), rows.size() * sizeof(float))
+        return found.reshape(n, -1)
 
     def set_embeddings_nextn(self, value: bool, masked: bool = True) -> None:
         """Keep the hidden states that a multi-token-prediction head starts from.
@@ -155,10 +147,9 @@ cdef class ContextExt(ContextState):
         cdef core.Status status
         cdef bint on = value
         cdef bint only_outputs = masked
-        enter(self, handle)
+        handle = self.pin()
         with nogil:
-            status = e.context_set_nextn(handle.get()[0], on, only_outputs)
-            leave(handle)
+            status = e.context_set_nextn(handle, on, only_outputs)
         check(status)
 
     # @overload (self, index: int = -1, *, copy: Literal[False] = False, out: None = None) -> Logits
@@ -191,10 +182,9 @@ cdef class ContextExt(ContextState):
         cdef core.ContextHandle handle
         cdef core.Status status
         cdef int32_t layer = as_int32(offset, "offset")
-        enter(self, handle)
+        handle = self.pin()
         with nogil:
-            status = e.context_set_nextn_offset(handle.get()[0], layer)
-            leave(handle)
+            status = e.context_set_nextn_offset(handle, layer)
         check(status)
 
     def set_embeddings_layer_inp(self, layer: int, value: bool) -> None:
@@ -221,12 +211,10 @@ cdef class ContextExt(ContextState):
         cdef core.Status status
         cdef int32_t lid = as_int32(layer, "layer")
         cdef bint on = value
-        enter(self, handle)
+        handle = self.pin()
         with nogil:
-            status = e.context_set_layer_input(handle.get()[0], lid, on)
-            leave(handle)
+            status = e.context_set_layer_input(handle, lid, on)
         check(status)
-        drain_logs()
 
     # @overload (self, layer: int, index: int, *, copy: Literal[False] = False, out: None = None) -> Logits
     # @overload (self, layer: int, index: int, *, copy: Literal[True], out: None = None) -> NDArray[float32]
@@ -258,23 +246,17 @@ cdef class ContextExt(ContextState):
     def _row(self, layer, index, copy, out, layer_input):
         cdef core.ContextHandle handle
         cdef core.Status status
-        cdef const float* row = NULL
+        cdef calls.Row row
+        cdef RowCopy into
         cdef int32_t lid = as_int32(layer, "layer")
         cdef int32_t i = as_int32(index, "index")
         cdef bint from_layer = layer_input
-        cdef Py_ssize_t n
-        enter(self, handle)
-        try:
-            with nogil:
-                if from_layer:
-                    status = e.layer_input_row(handle.get()[0], lid, i, row)
-                else:
-                    status = e.nextn_row(handle.get()[0], i, row)
-            check(status)
-            n = (c.llama_model_n_embd(handle.get().model.get().ptr) if from_layer
-                 else c.llama_model_n_embd_out(handle.get().model.get().ptr))
-            if copy or out is not None:
-                return copy_row(row, n, out)
-            return wrap_row(handle, row, n)
-        finally:
-            leave(handle)
+        handle = self.pin()
+        into = row_copy(calls.n_layer_input(handle.get()[0]) if from_layer else calls.n_embedding(handle.get()[0]), copy, out)
+        with nogil:
+            if from_layer:
+                status = calls.read_layer_input(handle, lid, i, into.start, into.room, row)
+            else:
+                status = calls.read_nextn(handle, i, into.start, into.room, row)
+        check(status)
+        return wrap_row(handle, row) if into.array is None else into.array

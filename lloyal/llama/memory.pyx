@@ -7,10 +7,12 @@ before llama.cpp, which aborts on most mistakes, sees it.
 
 cimport cython
 from libc.stdint cimport int32_t
+from libcpp.vector cimport vector
 
+cimport lloyal._cpp.calls as calls
 cimport lloyal._cpp.core as core
 from lloyal.llama.args cimport as_int32
-from lloyal.llama.base cimport ContextBase, enter, leave
+from lloyal.llama.base cimport ContextBase
 from lloyal.llama.status cimport check
 
 
@@ -73,12 +75,9 @@ cdef class Memory:
         cdef int32_t seq = as_int32(seq_id, "seq_id")
         cdef int32_t n = as_int32(n_tokens, "n_tokens")
         cdef int how = 0
-        enter(self.ctx, handle)
-        try:
-            if core.valid_seq(handle.get()[0], seq, b"seq_id", status):
-                how = <int>core.memory_can_rollback(handle.get()[0], seq, n)
-        finally:
-            leave(handle)
+        handle = self.ctx.pin()
+        with nogil:
+            status = calls.rollback_kind(handle, seq, n, how)
         check(status)
         return (None, "trim", "ring")[how]
 
@@ -96,10 +95,9 @@ cdef class Memory:
         cdef int32_t seq = as_int32(seq_id, "seq_id")
         cdef int32_t begin = as_int32(p0, "p0")
         cdef int32_t end = as_int32(p1, "p1")
-        enter(self.ctx, handle)
+        handle = self.ctx.pin()
         with nogil:
-            status = core.memory_seq_rm(handle.get()[0], seq, begin, end)
-            leave(handle)
+            status = core.memory_seq_rm(handle, seq, begin, end)
         check(status)
 
     def seq_cp(self, seq_id_src: int, seq_id_dst: int, p0: int = -1, p1: int = -1) -> None:
@@ -121,10 +119,9 @@ cdef class Memory:
         cdef int32_t dst = as_int32(seq_id_dst, "seq_id_dst")
         cdef int32_t begin = as_int32(p0, "p0")
         cdef int32_t end = as_int32(p1, "p1")
-        enter(self.ctx, handle)
+        handle = self.ctx.pin()
         with nogil:
-            status = core.memory_seq_cp(handle.get()[0], src, dst, begin, end)
-            leave(handle)
+            status = core.memory_seq_cp(handle, src, dst, begin, end)
         check(status)
 
     def seq_keep(self, seq_id: int) -> None:
@@ -132,10 +129,9 @@ cdef class Memory:
         cdef core.ContextHandle handle
         cdef core.Status status
         cdef int32_t seq = as_int32(seq_id, "seq_id")
-        enter(self.ctx, handle)
+        handle = self.ctx.pin()
         with nogil:
-            status = core.memory_seq_keep(handle.get()[0], seq)
-            leave(handle)
+            status = core.memory_seq_keep(handle, seq)
         check(status)
 
     def seq_add(self, seq_id: int, p0: int, p1: int, delta: int) -> None:
@@ -154,10 +150,9 @@ cdef class Memory:
         cdef int32_t begin = as_int32(p0, "p0")
         cdef int32_t end = as_int32(p1, "p1")
         cdef int32_t by = as_int32(delta, "delta")
-        enter(self.ctx, handle)
+        handle = self.ctx.pin()
         with nogil:
-            status = core.memory_seq_add(handle.get()[0], seq, begin, end, by)
-            leave(handle)
+            status = core.memory_seq_add(handle, seq, begin, end, by)
         check(status)
 
     def seq_div(self, seq_id: int, p0: int, p1: int, d: int) -> None:
@@ -168,10 +163,9 @@ cdef class Memory:
         cdef int32_t begin = as_int32(p0, "p0")
         cdef int32_t end = as_int32(p1, "p1")
         cdef int by = as_int32(d, "d")
-        enter(self.ctx, handle)
+        handle = self.ctx.pin()
         with nogil:
-            status = core.memory_seq_div(handle.get()[0], seq, begin, end, by)
-            leave(handle)
+            status = core.memory_seq_div(handle, seq, begin, end, by)
         check(status)
 
     def seq_pos_min(self, seq_id: int) -> int:
@@ -188,27 +182,25 @@ cdef class Memory:
         cdef int32_t seq = as_int32(seq_id, "seq_id")
         cdef int32_t low = -1
         cdef int32_t high = -1
-        enter(self.ctx, handle)
+        handle = self.ctx.pin()
         with nogil:
-            status = core.memory_seq_pos(handle.get()[0], seq, low, high)
-            leave(handle)
+            status = core.memory_seq_pos(handle, seq, low, high)
         check(status)
         return low, high
 
     def window_begin(self, pos: int) -> int:
         """The first position that a token at `pos` attends to in sliding-window layers; 0 without a window."""
         cdef core.ContextHandle handle = self.ctx.pin()
-        return handle.get().map.window_begin(max(pos, 0))
+        return handle.get().map.window_begin(max(0, as_int32(pos, "pos")))
 
     def clear(self, data: bool = True) -> None:
         """Forget every sequence; with `data` the buffers are zeroed too (``llama_memory_clear``)."""
         cdef core.ContextHandle handle
         cdef core.Status status
         cdef bint zero = data
-        enter(self.ctx, handle)
+        handle = self.ctx.pin()
         with nogil:
-            status = core.memory_clear(handle.get()[0], zero)
-            leave(handle)
+            status = core.memory_clear(handle, zero)
         check(status)
 
     def provenance(self, seq_id: int) -> list[tuple[int, int, int, int]]:
@@ -220,19 +212,12 @@ cdef class Memory:
         cdef core.ContextHandle handle
         cdef core.Status status
         cdef int32_t seq = as_int32(seq_id, "seq_id")
-        cdef const core.Runs* runs
-        enter(self.ctx, handle)
-        try:
-            if core.valid_seq(handle.get()[0], seq, b"seq_id", status):
-                runs = &handle.get().provenance.of(seq)
-                found = []
-                for i in range(runs.list().size()):
-                    run = runs.list()[i]
-                    found.append((run.begin, run.end, run.epoch, run.first))
-                return found
-        finally:
-            leave(handle)
+        cdef vector[core.Run] runs
+        handle = self.ctx.pin()
+        with nogil:
+            status = calls.known_rows(handle, seq, runs)
         check(status)
+        return [(run.begin, run.end, run.epoch, run.first) for run in runs]
 
     def __repr__(self):
         return "<Memory, closed>" if self.ctx.closed else f"<Memory {self.kind}>"

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 
 from lloyal.errors import Aborted, InvalidArgument, LoadFailed, Unsupported
 from lloyal.llama.files import whole_file
-from lloyal.llama.params import ModelParams, from_keywords
+from lloyal.llama.params import ModelParams, exact, from_keywords
 
 __all__ = ["Model"]
 
@@ -86,8 +86,8 @@ cdef class Model(ModelInfo):
             params = from_keywords(ModelParams, keywords)
         elif keywords:
             raise InvalidArgument(f"give params or keywords, not both: {', '.join(keywords)}")
-        elif not isinstance(params, ModelParams):
-            raise TypeError(f"params={params!r} must be a ModelParams")
+        else:
+            params = exact(ModelParams, params)
         ensure_started()
         self.params = params
         if not isinstance(path, (str, bytes, os.PathLike, Sequence)):
@@ -95,9 +95,10 @@ cdef class Model(ModelInfo):
         paths = [path] if isinstance(path, (str, bytes, os.PathLike)) else list(path)
         if not paths:
             raise InvalidArgument("path is an empty sequence")
+        paths = [os.fsdecode(part) for part in paths]
         for part in paths:
             check_file(part)
-        self.path = os.fsdecode(paths[0])
+        self.path = paths[0]
         self._load(paths, params)
 
     cdef int _load(self, list paths, params) except -1:
@@ -167,9 +168,10 @@ cdef class Model(ModelInfo):
                 check(status)
             except LoadFailed as error:
                 raise _explain(error, self.path) from None
-        for connection in connections:
+        check(status)
+        for kept in connections:
+            connection = <Connection?>kept
             r.model_keep(handle.get()[0], connection.handle)
-        drain_logs()
         self.handle = handle
         return 0
 
@@ -192,13 +194,12 @@ cdef class Model(ModelInfo):
         cdef string name
         if self.params.vocab_only:
             raise Unsupported("the model was loaded with vocab_only=True: it has no weights to save")
-        with whole_file(path) as temporary:
+        with whole_file(os.fsdecode(path)) as temporary:
             name = os.fsencode(temporary)
             with nogil:
                 status = core.model_save(handle.get()[0], name)
             check(status)
             check_file(temporary)  # llama.cpp does not report that it could not write
-        drain_logs()
 
     def __repr__(self):
         return f"<Model {self.path!r} closed>" if self.closed else f"<Model {self.path!r}: {self.desc}>"

@@ -10,8 +10,8 @@ __all__ = ["Logits"]
 class Logits:
     """One row of outputs: a view of float32 values that the context owns.
 
-    Indexing, `argmax` and `numpy.asarray` do not copy. The view raises `NoLogits` once the context has decoded again;
-    a NumPy array made from it without copying does not know, and is valid only until then.
+    Indexing and `argmax` read it in place; it raises `NoLogits` once the context has decoded again. What leaves it as an
+    array or a buffer is a copy, made once and shared by all of them, and stays what it is.
     """
 
     def __len__(self) -> int: ...

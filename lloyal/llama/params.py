@@ -21,9 +21,10 @@ __all__ = [
     "ContextParams",
     "ModelParams",
     "check_names",
-    "check_overrides",
     "default_threads",
+    "exact",
     "from_keywords",
+    "plain_overrides",
 ]
 
 # Types that llama.cpp accepts for the K and V cache.
@@ -64,28 +65,78 @@ def check_names(kind: type[Any], keywords: Iterable[str]) -> None:
             raise UnknownParameter(f"{kind.__name__} has no parameter {name!r}{hint}")
 
 
-def check_overrides(overrides: Mapping[str, object]) -> None:
-    """Raise `InvalidArgument` if a metadata override does not fit llama.cpp's fixed fields."""
+def plain_overrides(overrides: Mapping[str, object] | None) -> dict[str, bool | int | float | str] | None:
+    """Metadata overrides as plain values; `InvalidArgument` if one does not fit llama.cpp's fixed fields."""
+    if overrides is None:
+        return None
+    plain: dict[str, bool | int | float | str] = {}
     for key, value in overrides.items():
         if not isinstance(key, str):
-            raise InvalidArgument(f"kv_overrides[{key!r}]: keys are strings")
-        if "\0" in key or (isinstance(value, str) and "\0" in value):
-            raise InvalidArgument(f"kv_overrides[{key!r}]={value!r}: llama.cpp would end it at the NUL")
+            raise InvalidArgument(f"kv_overrides[{reprlib.repr(key)}]: keys are strings")
+        name = str.__str__(key)
+        if isinstance(value, bool):
+            plain[name] = value
+        elif isinstance(value, int):
+            plain[name] = int.__index__(value)
+        elif isinstance(value, float):
+            plain[name] = float.__float__(value)
+        elif isinstance(value, str):
+            plain[name] = str.__str__(value)
+        else:
+            raise InvalidArgument(f"kv_overrides[{name!r}]={reprlib.repr(value)} must be a bool, int, float or str")
+        value = plain[name]
+        if "\0" in name or (isinstance(value, str) and "\0" in value):
+            raise InvalidArgument(f"kv_overrides[{name!r}]={value!r}: llama.cpp would end it at the NUL")
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
-            raise InvalidArgument(f"kv_overrides[{key!r}]={value} does not fit into 64 bits")
-        if not key or len(key.encode()) > 127 or (isinstance(value, str) and len(value.encode()) > 127):
-            raise InvalidArgument(f"kv_overrides[{key!r}]: keys and strings take 1 to 127 bytes")
+            raise InvalidArgument(f"kv_overrides[{name!r}] does not fit into 64 bits")
+        if not name or _n_bytes(name) > 127 or (isinstance(value, str) and _n_bytes(value) > 127):
+            raise InvalidArgument(f"kv_overrides[{name!r}]: keys and strings take 1 to 127 bytes")
+    return plain
 
 
-def _check_int(name: str, value: object, low: int, high: int = INT32_MAX) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise InvalidArgument(f"{name}={value!r} must be an integer from {low} to {high}")
+def _n_bytes(text: str) -> int:
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError as error:
+        raise InvalidArgument(f"{text!r} is no valid text: {error.reason}") from None
 
 
-def _check_number(name: str, value: object, low: float = -math.inf) -> None:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value) or value < low:
+def exact(kind: type[P], params: P) -> P:
+    """`params` made again of plain values: a subclass may say one thing to a check and another afterwards."""
+    if not isinstance(params, kind):
+        raise TypeError(f"params={reprlib.repr(params)} must be a {kind.__name__}")
+    return kind(**{field.name: getattr(params, field.name) for field in dataclasses.fields(kind)})  # type: ignore[arg-type]
+
+
+# Every check stores what it has checked: a value of Python's own type, converted once.
+
+
+def _store(params: object, name: str, value: object) -> None:
+    object.__setattr__(params, name, value)
+
+
+def _check_int(params: object, name: str, low: int, high: int = INT32_MAX) -> None:
+    value = getattr(params, name)
+    number = int.__index__(value) if isinstance(value, int) and not isinstance(value, bool) else None
+    if number is None or not low <= number <= high:
+        raise InvalidArgument(f"{name}={reprlib.repr(value)} must be an integer from {low} to {high}")
+    _store(params, name, number)
+
+
+def _as_number(name: str, value: object, low: float = -math.inf) -> float:
+    number = math.nan
+    if isinstance(value, float):
+        number = float.__float__(value)
+    elif isinstance(value, int) and not isinstance(value, bool) and abs(int.__index__(value)) < 2**1000:
+        number = float(int.__index__(value))
+    if not math.isfinite(number) or number < low:
         at_least = f" from {low:g}" if math.isfinite(low) else ""
-        raise InvalidArgument(f"{name}={value!r} must be a finite number{at_least}")
+        raise InvalidArgument(f"{name}={reprlib.repr(value)} must be a finite number{at_least}")
+    return number
+
+
+def _check_number(params: object, name: str, low: float = -math.inf) -> None:
+    _store(params, name, _as_number(name, getattr(params, name), low))
 
 
 def _check_flags(params: object) -> None:
@@ -93,12 +144,33 @@ def _check_flags(params: object) -> None:
     for field in dataclasses.fields(params):  # type: ignore[arg-type]
         value = getattr(params, field.name)
         if field.type == "bool" and not isinstance(value, bool):
-            raise InvalidArgument(f"{field.name}={value!r} must be True or False")
+            raise InvalidArgument(f"{field.name}={reprlib.repr(value)} must be True or False")
 
 
-def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise InvalidArgument(f"{name}={value!r} must be one of {', '.join(map(repr, choices))}")
+def _check_choice(params: object, name: str, choices: Sequence[str]) -> None:
+    value = getattr(params, name)
+    text = str.__str__(value) if isinstance(value, str) else None
+    if text not in choices:
+        raise InvalidArgument(f"{name}={reprlib.repr(value)} must be one of {', '.join(map(repr, choices))}")
+    _store(params, name, text)
+
+
+def _check_mapping(params: object, name: str, what: str) -> None:
+    value = getattr(params, name)
+    if value is None:
+        return
+    if not isinstance(value, Mapping):
+        raise InvalidArgument(f"{name}={reprlib.repr(value)} must be a mapping of {what}")
+    _store(params, name, dict(value))
+
+
+def _check_list(params: object, name: str, what: str) -> None:
+    value = getattr(params, name)
+    if value is None:
+        return
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+        raise InvalidArgument(f"{name}={reprlib.repr(value)} must be a list of {what}")
+    _store(params, name, tuple(value))
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,38 +225,27 @@ class ModelParams:
     progress: Callable[[float], bool | None] | None = None
 
     def __post_init__(self) -> None:
-        _check_int("n_gpu_layers", self.n_gpu_layers, -1)
-        _check_int("main_gpu", self.main_gpu, 0)
-        _check_choice("split_mode", self.split_mode, ("none", "layer", "row", "tensor"))
+        _check_int(self, "n_gpu_layers", -1)
+        _check_int(self, "main_gpu", 0)
+        _check_choice(self, "split_mode", ("none", "layer", "row", "tensor"))
         _check_flags(self)
-        if self.kv_overrides is not None and not isinstance(self.kv_overrides, Mapping):
-            raise InvalidArgument(f"kv_overrides={self.kv_overrides!r} must be a mapping of keys to values")
-        check_overrides(self.kv_overrides or {})
-        if isinstance(self.devices, str):
-            raise InvalidArgument(f"devices={self.devices!r} must be a list: [{self.devices!r}]")
-        if self.devices is not None and not isinstance(self.devices, Iterable):
-            raise InvalidArgument(f"devices={self.devices!r} must be a list of devices or names")
-        if self.tensor_split is not None and (
-            isinstance(self.tensor_split, str) or not isinstance(self.tensor_split, Iterable)
-        ):
-            raise InvalidArgument(f"tensor_split={self.tensor_split!r} must be a list of shares")
-        if self.tensor_buft_overrides is not None and not (
-            isinstance(self.tensor_buft_overrides, Mapping)
-            and all(
-                # std::regex calls itself once per parenthesis: a longer pattern can run out of stack.
-                isinstance(pattern, str) and "\0" not in pattern and len(pattern) <= 1000
-                for pattern in self.tensor_buft_overrides
-            )
-        ):
-            raise InvalidArgument(
-                f"tensor_buft_overrides={reprlib.repr(self.tensor_buft_overrides)} must be a mapping of patterns, "
-                "at most 1000 characters each, to devices"
-            )
-        shares = list(self.tensor_split or ())
-        for share in shares:
-            _check_number("tensor_split", share, 0)
-        if shares and not (all(0.0 <= share < math.inf for share in shares) and any(shares)):
-            raise InvalidArgument(f"tensor_split={shares} must be finite shares from 0, not all 0")
+        _check_mapping(self, "kv_overrides", "keys to values")
+        _store(self, "kv_overrides", plain_overrides(self.kv_overrides))
+        _check_list(self, "devices", "devices or names")
+        _check_list(self, "tensor_split", "shares")
+        _check_mapping(self, "tensor_buft_overrides", "patterns to devices")
+        for pattern in self.tensor_buft_overrides or {}:
+            # std::regex calls itself once per parenthesis: a longer pattern can run out of stack.
+            if not isinstance(pattern, str) or "\0" in pattern or len(pattern) > 1000:
+                raise InvalidArgument(
+                    f"tensor_buft_overrides={reprlib.repr(self.tensor_buft_overrides)} must be a mapping of patterns, "
+                    "at most 1000 characters each, to devices"
+                )
+        if self.tensor_split is not None:
+            shares = tuple(_as_number("tensor_split", share, 0) for share in self.tensor_split)
+            if shares and not any(shares):
+                raise InvalidArgument(f"tensor_split={list(shares)} must be finite shares from 0, not all 0")
+            _store(self, "tensor_split", shares)
         if self.progress is not None and not callable(self.progress):
             raise InvalidArgument(f"progress={self.progress!r} is not callable")
 
@@ -273,30 +334,29 @@ class ContextParams:
     def __post_init__(self) -> None:
         _check_flags(self)
         for name in ("rope_freq_base", "rope_freq_scale"):
-            _check_number(name, getattr(self, name), 0)
+            _check_number(self, name, 0)
         for name in ("yarn_ext_factor", "yarn_attn_factor", "yarn_beta_fast", "yarn_beta_slow"):
-            _check_number(name, getattr(self, name))
-        if self.samplers is not None and not isinstance(self.samplers, Mapping):
-            raise InvalidArgument(f"samplers={self.samplers!r} must be a mapping of sequence ids to samplers")
-        _check_int("n_ctx", self.n_ctx, 0)
-        _check_int("n_batch", self.n_batch, 1)
-        _check_int("n_ubatch", self.n_ubatch, 1)
-        _check_int("n_seq_max", self.n_seq_max, 1, 256)
-        _check_int("n_rs_seq", self.n_rs_seq, 0, 4096)
-        _check_int("n_outputs_max", self.n_outputs_max, 0)
-        _check_int("n_outputs_max_per_seq", self.n_outputs_max_per_seq, 0)
-        _check_int("yarn_orig_ctx", self.yarn_orig_ctx, 0)
+            _check_number(self, name)
+        _check_mapping(self, "samplers", "sequence ids to samplers")
+        _check_int(self, "n_ctx", 0)
+        _check_int(self, "n_batch", 1)
+        _check_int(self, "n_ubatch", 1)
+        _check_int(self, "n_seq_max", 1, 256)
+        _check_int(self, "n_rs_seq", 0, 4096)
+        _check_int(self, "n_outputs_max", 0)
+        _check_int(self, "n_outputs_max_per_seq", 0)
+        _check_int(self, "yarn_orig_ctx", 0)
         for name in ("n_threads", "n_threads_batch"):
             if getattr(self, name) is not None:
-                _check_int(name, getattr(self, name), 1, 512)
-        _check_choice("type_k", self.type_k, CACHE_TYPES)
-        _check_choice("type_v", self.type_v, CACHE_TYPES)
+                _check_int(self, name, 1, 512)
+        _check_choice(self, "type_k", CACHE_TYPES)
+        _check_choice(self, "type_v", CACHE_TYPES)
         if not isinstance(self.flash_attn, bool):
-            _check_choice("flash_attn", self.flash_attn, ("auto", "on", "off"))
-        _check_choice("pooling", self.pooling, ("unspecified", "none", "mean", "cls", "last", "rank"))
-        _check_choice("attention", self.attention, ("unspecified", "causal", "non_causal"))
-        _check_choice("rope_scaling", self.rope_scaling, ("unspecified", "none", "linear", "yarn", "longrope"))
-        _check_choice("type", self.type, ("default", "mtp"))
+            _check_choice(self, "flash_attn", ("auto", "on", "off"))
+        _check_choice(self, "pooling", ("unspecified", "none", "mean", "cls", "last", "rank"))
+        _check_choice(self, "attention", ("unspecified", "causal", "non_causal"))
+        _check_choice(self, "rope_scaling", ("unspecified", "none", "linear", "yarn", "longrope"))
+        _check_choice(self, "type", ("default", "mtp"))
         if 0 < self.n_outputs_max < self.n_seq_max:
             raise InvalidArgument(
                 f"n_outputs_max={self.n_outputs_max} must be at least n_seq_max={self.n_seq_max}, one for each sequence"

@@ -1,13 +1,15 @@
 # cython: language_level=3
 """Quantizing model files, and the names of split ones."""
 
+from libc.stdint cimport INT32_MAX, INT64_MAX
 from libcpp.string cimport string
 
 cimport lloyal._cpp.core as core
 cimport lloyal._cpp.quantize as q
 cimport lloyal.libllama.ggml as g
 cimport lloyal.libllama.llama as c
-from lloyal.llama.backend cimport drain_logs, ensure_started
+from lloyal.llama.args cimport as_integer
+from lloyal.llama.backend cimport ensure_started
 from lloyal.llama.model cimport kv_override
 from lloyal.llama.status cimport check
 
@@ -18,7 +20,10 @@ import tempfile
 
 from lloyal.errors import InvalidArgument, LoadFailed
 from lloyal.llama.model import check_file
-from lloyal.llama.params import check_overrides
+from lloyal.llama.params import plain_overrides
+
+cdef extern from "<thread>" nogil:
+    int hardware_concurrency "std::thread::hardware_concurrency"()
 
 __all__ = ["FILE_TYPES", "quantize", "split_path", "split_prefix"]
 
@@ -106,17 +111,18 @@ def quantize(source: StrPath, target: StrPath, ftype: str = "q8_0", *, n_threads
     cdef string from_path
     cdef string to_path
     cdef core.Status status
-    check_file(source)
-    if ftype.lower() not in _FTYPES:
+    from_path = os.fsencode(source)
+    target_path = os.fsdecode(target)
+    check_file(os.fsdecode(from_path))
+    wanted_type = _FTYPES.get(str.lower(ftype))
+    if wanted_type is None:
         raise InvalidArgument(f"ftype={ftype!r} must be one of {', '.join(FILE_TYPES)}")
-    if n_threads is not None and not 1 <= n_threads <= 512:
-        raise InvalidArgument(f"n_threads={n_threads} must be from 1 to 512")
-    if max_buf_size < 0:
-        raise InvalidArgument(f"max_buf_size={max_buf_size} must be 0 or more")
-    if keep_split and prune_layers:
+    params.nthread = 0 if n_threads is None else <int>as_integer(n_threads, "n_threads", 1, 512)
+    buffer_size = as_integer(max_buf_size, "max_buf_size", 0, INT64_MAX)
+    pruned = sorted({as_integer(layer, "prune_layers", 0, INT32_MAX) for layer in prune_layers})
+    if keep_split and pruned:
         raise InvalidArgument("prune_layers may leave a part without tensors: use keep_split=False")
-    params.nthread = n_threads or 0
-    params.ftype = _FTYPES[ftype.lower()]
+    params.ftype = wanted_type
     params.output_tensor_type = _tensor_type("output_tensor_type", output_tensor_type)
     params.token_embedding_type = _tensor_type("token_embedding_type", token_embedding_type)
     params.allow_requantize = allow_requantize
@@ -125,25 +131,26 @@ def quantize(source: StrPath, target: StrPath, ftype: str = "q8_0", *, n_threads
     params.pure = pure
     params.keep_split = keep_split
     params.dry_run = dry_run
-    if max_buf_size:
-        params.max_buf_size = max_buf_size
-    _fill(inputs, tensor_types or {}, imatrix or {}, kv_overrides or {}, prune_layers)
+    if buffer_size:
+        params.max_buf_size = buffer_size
+    _fill(inputs, tensor_types or {}, imatrix or {}, kv_overrides or {}, pruned)
     ensure_started()
 
-    folder = os.path.dirname(os.path.abspath(os.fsdecode(target)))
+    folder = os.path.dirname(os.path.abspath(target_path))
     if not os.path.isdir(folder):
-        raise LoadFailed(f"{folder} is not a directory: there is nowhere to write {os.fsdecode(target)}")
-    from_path = os.fsencode(source)
+        raise LoadFailed(f"{folder} is not a directory: there is nowhere to write {target_path}")
     try:
         work = tempfile.mkdtemp(prefix=".quantize-", dir=folder)
     except OSError as error:
         raise LoadFailed(f"cannot write in {folder}: {error.strerror}") from error
     try:
-        to_path = os.fsencode(os.path.join(work, os.path.basename(os.fsdecode(target))))
+        to_path = os.fsencode(os.path.join(work, os.path.basename(target_path)))
+        with nogil:
+            status = core.check_threads(params.nthread if params.nthread > 0 else hardware_concurrency())
+        check(status)
         with nogil:
             status = q.quantize(from_path, to_path, params, inputs)
         check(status)
-        drain_logs()
         written = []
         for name in sorted(os.listdir(work)):
             os.replace(os.path.join(work, name), os.path.join(folder, name))
@@ -165,9 +172,9 @@ def split_path(path_prefix: StrPath, split_no: int, split_count: int) -> str:
     """
     cdef bytes prefix = os.fsencode(path_prefix)
     cdef bytearray text = bytearray(len(prefix) + 64)
-    if not 0 <= split_no < split_count:
-        raise InvalidArgument(f"split_no={split_no} must be from 0 to split_count - 1 = {split_count - 1}")
-    size = c.llama_split_path(text, len(text), prefix, split_no, split_count)
+    cdef int count = <int>as_integer(split_count, "split_count", 1, INT32_MAX)
+    cdef int number = <int>as_integer(split_no, "split_no", 0, count - 1)
+    size = c.llama_split_path(text, len(text), prefix, number, count)
     return os.fsdecode(bytes(text[:size]))
 
 
@@ -175,9 +182,9 @@ def split_prefix(path: StrPath, split_no: int, split_count: int) -> str | None:
     """The prefix that `path` is part `split_no` of `split_count` of; None if it is not (``llama_split_prefix``)."""
     cdef bytes name = os.fsencode(path)
     cdef bytearray text = bytearray(len(name) + 1)
-    if not 0 <= split_no < split_count:
-        raise InvalidArgument(f"split_no={split_no} must be from 0 to split_count - 1 = {split_count - 1}")
-    size = c.llama_split_prefix(text, len(text), name, split_no, split_count)
+    cdef int count = <int>as_integer(split_count, "split_count", 1, INT32_MAX)
+    cdef int number = <int>as_integer(split_no, "split_no", 0, count - 1)
+    size = c.llama_split_prefix(text, len(text), name, number, count)
     return os.fsdecode(bytes(text[:size])) if size > 0 else None
 
 
@@ -213,13 +220,11 @@ cdef int _fill(q.QuantizeInputs& inputs, tensor_types, imatrix, kv_overrides, pr
         importance.name = name.encode()
         importance.values.assign(&values[0], &values[0] + values.shape[0])
         inputs.imatrix.push_back(importance)
-    check_overrides(kv_overrides)
+    kv_overrides = plain_overrides(kv_overrides)
     if "general.alignment" in kv_overrides:
         raise InvalidArgument("kv_overrides['general.alignment'] would not fit the file: llama.cpp aligns to 32 bytes")
     for key, value in kv_overrides.items():
         inputs.kv_overrides.push_back(kv_override(key.encode(), value))
-    for layer in sorted(set(prune_layers)):
-        if layer < 0:
-            raise InvalidArgument(f"prune_layers: there is no layer {layer}")
+    for layer in prune_layers:
         inputs.prune_layers.push_back(layer)
     return 0

@@ -12,11 +12,11 @@ from libcpp.string cimport string
 from libcpp.vector cimport vector
 
 cimport lloyal._cpp.core as core
-from lloyal.llama.args cimport as_integer
+from lloyal.llama.args cimport as_integer, as_number
 cimport lloyal._cpp.rpc as r
 cimport lloyal.libllama.ggml as g
 cimport lloyal.libllama.rpc as rpc
-from lloyal.llama.backend cimport Device, drain_logs, ensure_started, wrap_device
+from lloyal.llama.backend cimport Device, ensure_started, wrap_device
 from lloyal.llama.status cimport check
 
 import contextlib
@@ -70,7 +70,6 @@ cdef Connection _connect(bytes endpoint, double timeout):
         if devices.size() > <size_t>offered:
             raise LoadFailed(f"the RPC server at {endpoint.decode()} has {offered} devices, it had {devices.size()} when "
                              "this process first used it: give it the same devices, or start a new process")
-    drain_logs()
     return connection
 
 
@@ -82,7 +81,7 @@ cdef Connection connect_device(Device device):
     return _connect(endpoint, CONNECT_TIMEOUT)
 
 
-def connected(device: Device) -> Connection | None:
+def connected(Device device not None) -> Connection | None:
     """Connect to the server of an RPC device; None for other devices. It stays open as long as the result is kept."""
     return connect_device(device)
 
@@ -119,7 +118,7 @@ def rpc_device(endpoint: str = DEFAULT_ENDPOINT, timeout: float = CONNECT_TIMEOU
     host, port = _parse(endpoint)
     ensure_started()
     name = f"{host}:{port}".encode()
-    _connection = _connect(name, timeout)
+    _connection = _connect(name, as_number(timeout, "timeout", 0.0, 1e6))
     status = r.rpc_devices(name, devices)
     check(status)
     return [wrap_device(devices[i]) for i in range(devices.size())]
@@ -166,7 +165,8 @@ def rpc_serve(endpoint: str = DEFAULT_ENDPOINT, devices: Sequence[Device] | None
     except ValueError:
         raise InvalidArgument(f"endpoint={endpoint!r}: a server needs an IPv4 address to listen on") from None
     ensure_started()
-    for device in _served_by_default() if devices is None else devices:
+    for served in _served_by_default() if devices is None else devices:
+        device = <Device?>served
         natives.push_back(device.ptr)
     if natives.empty():
         raise InvalidArgument("devices is empty: there is nothing to serve")
@@ -174,8 +174,11 @@ def rpc_serve(endpoint: str = DEFAULT_ENDPOINT, devices: Sequence[Device] | None
         logging.getLogger("lloyal").warning(
             "the RPC server listens on %s: never expose it to an open network, it is experimental and not secure", host)
     if cache_dir is not None:
-        os.makedirs(cache_dir, exist_ok=True)
         folder = os.fsencode(cache_dir)
+        os.makedirs(os.fsdecode(folder), exist_ok=True)
+    with nogil:
+        status = core.check_threads(<int>threads)
+    check(status)
     _check_free(host, port)
     name = f"{host}:{port}".encode()
     with _default_signals():
@@ -205,7 +208,9 @@ def _default_signals():
 
 
 def _parse(endpoint) -> tuple[str, int]:
-    host, _, port = str(endpoint).rpartition(":")
+    if not isinstance(endpoint, str):
+        raise TypeError(f"endpoint must be a str, not {type(endpoint).__name__}")
+    host, _, port = str.__str__(endpoint).rpartition(":")
     if not host or ":" in host or not port.isascii() or not port.isdigit() or not 1 <= int(port) <= 65535:
         raise InvalidArgument(f"endpoint={endpoint!r} must be 'host:port', with a name or an IPv4 address and a port from 1 to "
                               "65535")

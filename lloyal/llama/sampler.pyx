@@ -7,17 +7,20 @@ other; one of them, usually the last, must pick (greedy, dist, mirostat, mirosta
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport INT32_MAX, int32_t, uint8_t, uint32_t
+from libcpp cimport bool as cbool
+from libcpp.string cimport string
 from libcpp.vector cimport vector
 
+cimport lloyal._cpp.calls as calls
 cimport lloyal._cpp.core as core
 cimport lloyal._cpp.sampler as s
 cimport lloyal.libllama.llama as c
 from lloyal.llama.args cimport as_int32
-from lloyal.llama.base cimport ContextBase, enter, leave
+from lloyal.llama.base cimport ContextBase
 from lloyal.llama.sampler_init cimport SamplerInit
 from lloyal.llama.status cimport check
 
-from lloyal.errors import Busy, InvalidArgument
+from lloyal.errors import InvalidArgument
 from lloyal.llama.candidates import Candidates
 
 __all__ = ["Sampler"]
@@ -34,12 +37,6 @@ cdef class Sampler(SamplerInit):
 
     A sampler that reads a vocabulary keeps the model alive. One caller at a time: a second thread inside gets `Busy`.
     """
-
-    cdef int own(self, s.SamplerHandle& handle) except -1:
-        (&handle)[0] = self.pin()
-        if not s.sampler_enter(handle.get()[0]):
-            raise Busy("another thread is inside this sampler: one sampler takes one caller at a time")
-        return 0
 
     @staticmethod
     def chain(*samplers: Sampler, no_perf: bool = True) -> Sampler:
@@ -71,9 +68,8 @@ cdef class Sampler(SamplerInit):
         cdef s.SamplerHandle handle
         cdef Sampler link = sampler.clone()
         cdef core.Status status
-        self.own(handle)
-        status = s.chain_add(handle.get()[0], link.handle.get()[0])
-        s.sampler_leave(handle.get()[0])
+        handle = self.pin()
+        status = s.chain_add(handle, link.handle)
         check(status)
 
     def chain_n(self) -> int:
@@ -81,9 +77,8 @@ cdef class Sampler(SamplerInit):
         cdef s.SamplerHandle handle
         cdef int32_t n = 0
         cdef core.Status status
-        self.own(handle)
-        status = s.chain_n(handle.get()[0], n)
-        s.sampler_leave(handle.get()[0])
+        handle = self.pin()
+        status = s.chain_n(handle, n)
         check(status)
         return n
 
@@ -93,9 +88,8 @@ cdef class Sampler(SamplerInit):
         cdef s.SamplerHandle link
         cdef int32_t index = as_int32(i, "i")
         cdef core.Status status
-        self.own(handle)
-        status = s.chain_get(handle.get()[0], index, link)
-        s.sampler_leave(handle.get()[0])
+        handle = self.pin()
+        status = s.chain_get(handle, index, link)
         check(status)
         return _wrap(link)
 
@@ -105,9 +99,8 @@ cdef class Sampler(SamplerInit):
         cdef s.SamplerHandle link
         cdef int32_t index = as_int32(i, "i")
         cdef core.Status status
-        self.own(handle)
-        status = s.chain_remove(handle.get()[0], index, link)
-        s.sampler_leave(handle.get()[0])
+        handle = self.pin()
+        status = s.chain_remove(handle, index, link)
         check(status)
         return _wrap(link)
 
@@ -143,16 +136,10 @@ cdef class Sampler(SamplerInit):
         cdef core.Status status
         cdef c.llama_token token = -1
         cdef int32_t i = as_int32(index, "index")
-        self.own(handle)
-        try:
-            enter(ctx, context)
-        except BaseException:
-            s.sampler_leave(handle.get()[0])
-            raise
+        handle = self.pin()
+        context = ctx.pin()
         with nogil:
-            status = s.sample(handle.get()[0], context.get()[0], i, token)
-            leave(context)
-            s.sampler_leave(handle.get()[0])
+            status = s.sample(handle, context, i, token)
         check(status)
         return token
 
@@ -202,10 +189,9 @@ cdef class Sampler(SamplerInit):
         array.size = data.size()
         array.selected = -1
         array.sorted = False
-        self.own(handle)
+        handle = self.pin()
         with nogil:
-            status = s.sampler_apply(handle.get()[0], array)
-            s.sampler_leave(handle.get()[0])
+            status = s.sampler_apply(handle, array)
         check(status)
         result = Candidates(
             numpy.empty(array.size, numpy.int32), numpy.empty(array.size, numpy.float32),
@@ -232,20 +218,18 @@ cdef class Sampler(SamplerInit):
         cdef s.SamplerHandle handle
         cdef core.Status status
         cdef c.llama_token accepted = as_int32(token, "token")
-        self.own(handle)
+        handle = self.pin()
         with nogil:
-            status = s.sampler_accept(handle.get()[0], accepted)
-            s.sampler_leave(handle.get()[0])
+            status = s.sampler_accept(handle, accepted)
         check(status)
 
     def reset(self) -> None:
         """Forget what was accepted; random generators start over, from a new seed where none was given."""
         cdef s.SamplerHandle handle
         cdef core.Status status
-        self.own(handle)
+        handle = self.pin()
         with nogil:
-            status = s.sampler_reset(handle.get()[0])
-            s.sampler_leave(handle.get()[0])
+            status = s.sampler_reset(handle)
         check(status)
 
     def clone(self) -> Sampler:
@@ -253,10 +237,9 @@ cdef class Sampler(SamplerInit):
         cdef s.SamplerHandle handle
         cdef s.SamplerHandle copy
         cdef core.Status status
-        self.own(handle)
+        handle = self.pin()
         with nogil:
-            status = s.sampler_clone(handle.get()[0], copy)
-            s.sampler_leave(handle.get()[0])
+            status = s.sampler_clone(handle, copy)
         check(status)
         return _wrap(copy)
 
@@ -273,16 +256,10 @@ cdef class Sampler(SamplerInit):
         cdef core.Status status
         if dst is self:
             return
-        self.own(handle)
-        try:
-            dst.own(target)
-        except BaseException:
-            s.sampler_leave(handle.get()[0])
-            raise
+        handle = self.pin()
+        target = dst.pin()
         with nogil:
-            status = s.sampler_copy(handle.get()[0], target.get()[0])
-            s.sampler_leave(target.get()[0])
-            s.sampler_leave(handle.get()[0])
+            status = s.sampler_copy(handle, target)
         check(status)
 
     def state(self) -> bytes:
@@ -294,10 +271,9 @@ cdef class Sampler(SamplerInit):
         cdef s.SamplerHandle handle
         cdef core.Status status
         cdef vector[uint8_t] data
-        self.own(handle)
+        handle = self.pin()
         with nogil:
-            status = s.sampler_get_state(handle.get()[0], data)
-            s.sampler_leave(handle.get()[0])
+            status = s.sampler_get_state(handle, data)
         check(status)
         return PyBytes_FromStringAndSize(<const char*>data.data(), data.size())
 
@@ -324,10 +300,9 @@ cdef class Sampler(SamplerInit):
         cdef size_t size = view.shape[0]
         if size > 0:
             start = &view[0]
-        self.own(handle)
+        handle = self.pin()
         with nogil:
-            status = s.sampler_set_state(handle.get()[0], start, size)
-            s.sampler_leave(handle.get()[0])
+            status = s.sampler_set_state(handle, start, size)
         check(status)
 
     def perf(self) -> dict[str, float]:
@@ -344,20 +319,23 @@ cdef class Sampler(SamplerInit):
         with ``+`` or ``-`` while a back end runs it or cannot.
         """
         cdef s.SamplerHandle handle
-        self.own(handle)
-        name = c.llama_sampler_name(handle.get().ptr).decode()
-        s.sampler_leave(handle.get()[0])
-        return name
+        cdef core.Status status
+        cdef string text
+        handle = self.pin()
+        status = calls.sampler_name(handle, text)
+        check(status)
+        return text.decode()
 
     @property
     def seed(self) -> int | None:
         """The seed in use, in a chain that of the last sampler that has one; or None."""
         cdef s.SamplerHandle handle
         cdef uint32_t seed = 0
-        cdef bint found
-        self.own(handle)
-        found = s.sampler_seed(handle.get().ptr, seed)
-        s.sampler_leave(handle.get()[0])
+        cdef cbool found = False
+        cdef core.Status status
+        handle = self.pin()
+        status = calls.sampler_seed_used(handle, found, seed)
+        check(status)
         return seed if found else None
 
     def __repr__(self):
@@ -373,8 +351,7 @@ cdef object _perf(Sampler sampler, bint reset):
     cdef s.SamplerHandle handle
     cdef core.Status status
     cdef c.llama_perf_sampler_data data
-    sampler.own(handle)
-    status = s.chain_perf(handle.get()[0], reset, data)
-    s.sampler_leave(handle.get()[0])
+    handle = sampler.pin()
+    status = s.chain_perf(handle, reset, data)
     check(status)
     return {"t_sample_ms": data.t_sample_ms, "n_sample": data.n_sample}

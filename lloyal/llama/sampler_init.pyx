@@ -2,6 +2,7 @@
 """The constructors of samplers: every ``llama_sampler_init_*`` of llama.h under its own name."""
 
 from libc.float cimport FLT_MAX
+from libc.math cimport INFINITY
 from libc.stdint cimport INT32_MAX
 from libcpp.memory cimport make_shared
 from libcpp.string cimport string
@@ -13,8 +14,6 @@ cimport lloyal.libllama.llama as c
 from lloyal.llama.args cimport as_integer, as_number
 from lloyal.llama.status cimport check
 from lloyal.llama.vocab cimport Vocab
-
-import math
 
 from lloyal.errors import Closed, InvalidArgument, InvalidGrammar
 
@@ -265,9 +264,10 @@ cdef class SamplerInit:
         """
         cdef s.SamplerHandle handle
         cdef core.Status status
-        if not (0.0 < as_number(penalty_repeat, "penalty_repeat", 0.0, FLT_MAX)):
-            raise InvalidArgument(f"penalty_repeat={penalty_repeat!r} must be above 0; 1 is off")
-        status = s.penalties_init(as_n_vocab(n_vocab), as_window(penalty_last_n, "penalty_last_n"), penalty_repeat,
+        cdef float repeat = <float>as_number(penalty_repeat, "penalty_repeat", 0.0, FLT_MAX)
+        if not 0.0 < repeat:
+            raise InvalidArgument(f"penalty_repeat={repeat:g} must be above 0; 1 is off")
+        status = s.penalties_init(as_n_vocab(n_vocab), as_window(penalty_last_n, "penalty_last_n"), repeat,
                                   as_real(penalty_freq, "penalty_freq"), as_real(penalty_present, "penalty_present"), handle)
         return _made(cls, status, handle)
 
@@ -351,7 +351,7 @@ cdef class SamplerInit:
         cdef int size = as_n_vocab(n_vocab)
         for token, bias in logit_bias.items():
             entry.token = <int>as_integer(token, "token", 0, size - 1)
-            entry.bias = -math.inf if bias == -math.inf else as_real(bias, f"the bias of token {token}")
+            entry.bias = <float>as_number(bias, f"the bias of token {entry.token}", -INFINITY, FLT_MAX)
             biases.push_back(entry)
         return _plain(cls, c.llama_sampler_init_logit_bias(size, <int>biases.size(), biases.data()))
 
@@ -391,8 +391,7 @@ cdef object _grammar(type cls, Vocab vocab, object grammar, object root, bint la
             raise InvalidArgument(f"trigger pattern {pattern!r} must not be empty or hold NUL")
         pattern_list.push_back(pattern.encode())
     for token in tokens:
-        vocab.check_token(<int>as_integer(token, "trigger token", 0, INT32_MAX))
-        token_list.push_back(token)
+        token_list.push_back(vocab.check_token(token))
     with nogil:
         status = s.grammar_init(model, text, start, lazy, pattern_list, token_list, handle)
     return _made(cls, status, handle)

@@ -12,7 +12,7 @@ __all__ = ["ContextSampling"]
 class ContextSampling(ContextAdapters):
     """What a context's back end samples. Not for direct use: see `Context`."""
 
-    def set_sampler(self, seq_id: int, sampler: Sampler) -> None:
+    def set_sampler(self, seq_id: int, sampler: Sampler | None) -> None:
         """Let a chain run on the back end for the outputs of a sequence (``llama_set_sampler``), or none any more.
 
         The first samplers of the chain that llama.cpp can put into the graph run there: greedy, llama_dist, top_k,

@@ -3,13 +3,14 @@
 
 from libc.stdint cimport int32_t
 from libc.string cimport memcpy
+from libcpp.vector cimport vector
 
+cimport lloyal._cpp.calls as calls
 cimport lloyal._cpp.core as core
 cimport lloyal._cpp.sampler as s
 cimport lloyal.libllama.llama as c
 from lloyal.llama.adapter cimport ContextAdapters
 from lloyal.llama.args cimport as_int32
-from lloyal.llama.base cimport enter, leave
 from lloyal.llama.outputs cimport wrap_row
 from lloyal.llama.sampler cimport Sampler
 from lloyal.llama.status cimport check
@@ -17,10 +18,18 @@ from lloyal.llama.status cimport check
 __all__ = ["ContextSampling"]
 
 
+cdef cppclass _Sample:
+    core.ContextHandle context
+    c.llama_token token
+    vector[c.llama_token] ids
+    calls.Row logits
+    calls.Row probs
+
+
 cdef class ContextSampling(ContextAdapters):
     """What a context's back end samples. Not for direct use: see `Context`."""
 
-    def set_sampler(self, seq_id: int, Sampler sampler) -> None:
+    def set_sampler(self, seq_id: int, Sampler sampler or None) -> None:
         """Let a chain run on the back end for the outputs of a sequence (``llama_set_sampler``), or none any more.
 
         The first samplers of the chain that llama.cpp can put into the graph run there: greedy, llama_dist, top_k,
@@ -51,15 +60,10 @@ cdef class ContextSampling(ContextAdapters):
         cdef core.Status status
         cdef int32_t seq = as_int32(seq_id, "seq_id")
         if sampler is not None:
-            sampler.own(chain)
-        try:
-            enter(self, handle)
-            with nogil:
-                status = s.context_set_sampler(handle, seq, chain)
-                leave(handle)
-        finally:
-            if chain:
-                s.sampler_leave(chain.get()[0])
+            chain = sampler.pin()
+        handle = self.pin()
+        with nogil:
+            status = s.context_set_sampler(handle, seq, chain)
         check(status)
 
     def sampled_token(self, index: int = -1) -> int | None:
@@ -67,9 +71,8 @@ cdef class ContextSampling(ContextAdapters):
 
         `Sampler.sample` returns the same one and accepts it. Raises `NoLogits` for an entry without output.
         """
-        cdef s.BackendSample found
-        cdef core.ContextHandle handle
-        _output(self, index, found, handle)
+        cdef _Sample found
+        _read(self, index, found)
         return None if found.token == c.LLAMA_TOKEN_NULL else found.token
 
     def sampled_probs(self, index: int = -1) -> Logits | None:
@@ -80,10 +83,9 @@ cdef class ContextSampling(ContextAdapters):
         Logits or None
             A view as of `Context.logits`, float32, shape (n,), in the order of `sampled_candidates`.
         """
-        cdef s.BackendSample found
-        cdef core.ContextHandle handle
-        _output(self, index, found, handle)
-        return wrap_row(handle, found.probs, found.n) if found.probs != NULL else None
+        cdef _Sample found
+        _read(self, index, found)
+        return wrap_row(found.context, found.probs) if found.probs.data != NULL else None
 
     def sampled_logits(self, index: int = -1) -> Logits | None:
         """The logits of the candidates as the back end left them (``llama_get_sampled_logits_ith``).
@@ -93,10 +95,9 @@ cdef class ContextSampling(ContextAdapters):
         Logits or None
             A view as of `Context.logits`, float32, shape (n,), in the order of `sampled_candidates`.
         """
-        cdef s.BackendSample found
-        cdef core.ContextHandle handle
-        _output(self, index, found, handle)
-        return wrap_row(handle, found.logits, found.n) if found.logits != NULL else None
+        cdef _Sample found
+        _read(self, index, found)
+        return wrap_row(found.context, found.logits) if found.logits.data != NULL else None
 
     def sampled_candidates(self, index: int = -1) -> NDArray[int32] | None:
         """The tokens that were left on the back end (``llama_get_sampled_candidates_ith``).
@@ -108,24 +109,22 @@ cdef class ContextSampling(ContextAdapters):
         """
         import numpy
 
-        cdef s.BackendSample found
-        cdef core.ContextHandle handle
+        cdef _Sample found
         cdef int32_t[::1] out
-        _output(self, index, found, handle)
-        if found.ids == NULL or found.n == 0:
+        _read(self, index, found)
+        if found.ids.empty():
             return None
-        tokens = numpy.empty(found.n, dtype=numpy.int32)
+        tokens = numpy.empty(found.ids.size(), dtype=numpy.int32)
         out = tokens
-        memcpy(&out[0], found.ids, found.n * sizeof(int32_t))
+        memcpy(&out[0], found.ids.data(), found.ids.size() * sizeof(int32_t))
         return tokens
 
 
-cdef int _output(ContextSampling ctx, object index, s.BackendSample& found, core.ContextHandle& handle) except -1:
+cdef int _read(ContextSampling ctx, object index, _Sample& found) except -1:
     cdef int32_t i = as_int32(index, "index")
     cdef core.Status status
-    enter(ctx, handle)
+    (&found.context)[0] = ctx.pin()
     with nogil:
-        status = s.backend_output(handle.get()[0], i, found)
-        leave(handle)
+        status = calls.read_sample(found.context, i, found.token, found.ids, found.logits, found.probs)
     check(status)
     return 0

@@ -8,11 +8,11 @@ A state holds the memory of a sequence or of the whole context: no logits, no sa
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport int32_t, uint8_t, uint32_t
 
+cimport lloyal._cpp.calls as calls
 cimport lloyal._cpp.core as core
 cimport lloyal.libllama.llama as c
 from lloyal.llama.args cimport as_int32, as_uint32
-from lloyal.llama.backend cimport drain_logs
-from lloyal.llama.base cimport ContextBase, enter, leave
+from lloyal.llama.base cimport ContextBase
 from lloyal.llama.status cimport check
 
 import mmap
@@ -20,6 +20,7 @@ import os
 import struct
 
 from lloyal.errors import InvalidArgument, StateMismatch
+from lloyal.llama.buffers import readable, writable
 from lloyal.llama.files import whole_file
 
 __all__ = ["ContextState"]
@@ -51,10 +52,10 @@ cdef class ContextState(ContextBase):
         cdef size_t size = 0
         cdef int32_t seq = as_int32(seq_id, "seq_id")
         cdef uint32_t bits = as_uint32(flags, "flags")
-        enter(self, handle)
+        cdef size_t written = 0
+        handle = self.pin()
         with nogil:
-            status = core.state_seq_get_size(handle.get()[0], seq, bits, size)
-            leave(handle)
+            status = calls.state_seq_write(handle, NULL, 0, seq, bits, size, written)
         check(status)
         return size
 
@@ -85,32 +86,18 @@ cdef class ContextState(ContextBase):
         """
         cdef core.ContextHandle handle
         cdef core.Status status
-        cdef size_t size = 0
         cdef size_t written = 0
         cdef int32_t seq = as_int32(seq_id, "seq_id")
         cdef uint32_t bits = as_uint32(flags, "flags")
-        cdef uint8_t[::1] target
-        cdef uint8_t* start
-        cdef bytes data = None
-        enter(self, handle)
-        try:
-            if out is None:
-                with nogil:
-                    status = core.state_seq_get_size(handle.get()[0], seq, bits, size)
-                check(status)
-                data = PyBytes_FromStringAndSize(NULL, size)
-                start = <uint8_t*>PyBytes_AS_STRING(data)
-            else:
-                target = _writable(out)
-                size = target.shape[0]
-                start = &target[0] if size else NULL
+        cdef size_t need = 0
+        cdef StateTarget target = StateTarget(out)
+        handle = self.pin()
+        while True:
             with nogil:
-                status = core.state_seq_get_data(handle.get()[0], start, size, seq, bits, written)
-        finally:
-            leave(handle)
-        drain_logs()
-        check(status)
-        return written if out is not None else data
+                status = calls.state_seq_write(handle, target.start, target.size, seq, bits, need, written)
+            check(status)
+            if not target.grow(need):
+                return target.result(written)
 
     def state_seq_set_data_ext(self, data: BufferLike, dest_seq_id: int, flags: int = 0) -> int:
         """Restore a state into a sequence (``llama_state_seq_set_data_ext``).
@@ -148,15 +135,13 @@ cdef class ContextState(ContextBase):
         cdef size_t read = 0
         cdef int32_t seq = as_int32(dest_seq_id, "dest_seq_id")
         cdef uint32_t bits = as_uint32(flags, "flags")
-        cdef const uint8_t[::1] source = _readable(data)
+        cdef const uint8_t[::1] source = readable(data, "data")
         cdef size_t size = source.shape[0]
         cdef const uint8_t* start = &source[0] if size else NULL
-        enter(self, handle)
+        handle = self.pin()
         with nogil:
-            status = core.state_seq_set_data(handle.get()[0], start, size, seq, bits, read)
-            leave(handle)
+            status = core.state_seq_set_data(handle, start, size, seq, bits, read)
         check(status)
-        drain_logs()
         return read
 
     def state_seq_get_size(self, seq_id: int) -> int:
@@ -178,10 +163,10 @@ cdef class ContextState(ContextBase):
         cdef core.ContextHandle handle
         cdef core.Status status
         cdef size_t size = 0
-        enter(self, handle)
+        cdef size_t written = 0
+        handle = self.pin()
         with nogil:
-            status = core.state_get_size(handle.get()[0], size)
-            leave(handle)
+            status = calls.state_write(handle, NULL, 0, size, written)
         check(status)
         return size
 
@@ -191,29 +176,16 @@ cdef class ContextState(ContextBase):
         """The whole context's state, all sequences (``llama_state_get_data``); see `state_seq_get_data_ext`."""
         cdef core.ContextHandle handle
         cdef core.Status status
-        cdef size_t size = 0
         cdef size_t written = 0
-        cdef uint8_t[::1] target
-        cdef uint8_t* start
-        cdef bytes data = None
-        enter(self, handle)
-        try:
-            if out is None:
-                with nogil:
-                    status = core.state_get_size(handle.get()[0], size)
-                check(status)
-                data = PyBytes_FromStringAndSize(NULL, size)
-                start = <uint8_t*>PyBytes_AS_STRING(data)
-            else:
-                target = _writable(out)
-                size = target.shape[0]
-                start = &target[0] if size else NULL
+        cdef size_t need = 0
+        cdef StateTarget target = StateTarget(out)
+        handle = self.pin()
+        while True:
             with nogil:
-                status = core.state_get_data(handle.get()[0], start, size, written)
-        finally:
-            leave(handle)
-        check(status)
-        return written if out is not None else data
+                status = calls.state_write(handle, target.start, target.size, need, written)
+            check(status)
+            if not target.grow(need):
+                return target.result(written)
 
     def state_set_data(self, data: BufferLike) -> int:
         """Restore the whole context (``llama_state_set_data``). A refused state leaves it empty. Releases the GIL."""
@@ -223,15 +195,13 @@ cdef class ContextState(ContextBase):
         cdef core.ContextHandle handle
         cdef core.Status status
         cdef size_t read = 0
-        cdef const uint8_t[::1] source = _readable(data)
+        cdef const uint8_t[::1] source = readable(data, "data")
         cdef size_t size = source.shape[0]
         cdef const uint8_t* start = &source[0] if size else NULL
-        enter(self, handle)
+        handle = self.pin()
         with nogil:
-            status = core.state_set_data(handle.get()[0], start, size, exact, read)
-            leave(handle)
+            status = core.state_set_data(handle, start, size, exact, read)
         check(status)
-        drain_logs()
         return read
 
     def state_seq_save_file(self, path: StrPath, seq_id: int, tokens: Iterable[int] = ()) -> int:
@@ -261,16 +231,14 @@ cdef class ContextState(ContextBase):
         cdef size_t size
         with _MappedFile(path) as file:
             tokens, offset = _read_header(path, file, c.LLAMA_STATE_SEQ_MAGIC, c.LLAMA_STATE_SEQ_VERSION)
-            enter(self, handle)
+            handle = self.pin()
             source = file
             size = source.shape[0] - offset
             start = &source[0] + <size_t>offset
             with nogil:
-                status = core.state_seq_read_payload(handle.get()[0], start, size, seq)
-                leave(handle)
+                status = core.state_seq_read_payload(handle, start, size, seq)
             source = None
             _check_file(status, path)
-        drain_logs()
         return tokens
 
     def state_save_file(self, path: StrPath, tokens: Iterable[int] = ()) -> int:
@@ -290,16 +258,36 @@ cdef class ContextState(ContextBase):
         return tokens
 
 
-def _readable(data):
-    view = memoryview(data)
-    return view.cast("B") if view.c_contiguous else bytes(view)
+cdef class StateTarget:
+    # Where a state is written: a buffer of the caller's, or bytes that grow until it fits.
+    cdef uint8_t* start
+    cdef size_t size
+    cdef bytes data
+    cdef bint given
+    cdef uint8_t[::1] view
 
+    def __init__(self, out):
+        self.given = out is not None
+        if self.given:
+            self.view = writable(out, "out")
+            self.size = self.view.shape[0]
+            self.start = &self.view[0] if self.size else NULL
 
-def _writable(out):
-    view = memoryview(out)
-    if view.readonly or not view.c_contiguous:
-        raise InvalidArgument("out must be a writable, contiguous buffer")
-    return view.cast("B")
+    cdef bint grow(self, size_t need) except -1:
+        # True if there is more room now: the context may have changed since it was asked.
+        if need <= self.size:
+            return False
+        if self.given:
+            raise InvalidArgument(f"out has {self.size} bytes, the state takes {need}")
+        self.data = PyBytes_FromStringAndSize(NULL, need)
+        self.start = <uint8_t*>PyBytes_AS_STRING(self.data)
+        self.size = need
+        return True
+
+    cdef object result(self, size_t written):
+        if self.given:
+            return written
+        return self.data if written == self.size else self.data[:written]
 
 
 cdef int _check_file(core.Status& status, path) except -1:
@@ -349,7 +337,7 @@ class _MappedFile:
     """A file mapped for reading; an empty one gives empty bytes."""
 
     def __init__(self, path):
-        self.path = path
+        self.path = os.fsdecode(path)  # a number would be taken for an open file, and closed
 
     def __enter__(self):
         with open(self.path, "rb") as file:

@@ -18,7 +18,12 @@ cdef inline bint in_main_thread() except -1:
 
 
 cdef inline int check(core.Status& status) except -1:
+    # Also the one place where llama.cpp's lines are handed on, after an error has taken its reason from them.
     if status.ok():
+        if core.log_pending():
+            from lloyal.llama.backend import drain_logs
+
+            drain_logs()
         return 0
     if core.exiting() and not in_main_thread():
         raise SystemExit  # a thread that nobody waits for ends without a word

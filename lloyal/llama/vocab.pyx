@@ -44,7 +44,7 @@ cdef class Vocab:
     cdef int check_token(self, object token) except -1:
         cdef int32_t id = as_int32(token, "token")
         if id < 0 or id >= self.n_tokens:
-            raise InvalidArgument(f"token {token} is outside the vocabulary of {self.n_tokens}")
+            raise InvalidArgument(f"token {id} is outside the vocabulary of {self.n_tokens}")
         return id
 
     cdef int check_type(self) except -1:
@@ -130,35 +130,36 @@ cdef class Vocab:
             Write a special token as text; otherwise it gives no bytes.
         """
         cdef string out
-        cdef core.Status status = core.token_to_piece(self.ptr, self.check_token(token), special, out)
+        cdef int32_t id = self.check_token(token)
+        cdef core.Status status = core.token_to_piece(self.ptr, id, bool(special), out)
         check(status)
         return out
 
     def text(self, token: int) -> str:
         """The entry of the vocabulary as the file spells it."""
-        self.check_token(token)
+        cdef int32_t id = self.check_token(token)
         self.check_type()
-        return c.llama_vocab_get_text(self.ptr, token).decode("utf-8", "replace")
+        return c.llama_vocab_get_text(self.ptr, id).decode("utf-8", "replace")
 
     def score(self, token: int) -> float:
-        self.check_token(token)
+        cdef int32_t id = self.check_token(token)
         self.check_type()
-        return c.llama_vocab_get_score(self.ptr, token)
+        return c.llama_vocab_get_score(self.ptr, id)
 
     def attr(self, token: int) -> TokenAttr:
-        self.check_token(token)
+        cdef int32_t id = self.check_token(token)
         self.check_type()
-        return TokenAttr(c.llama_vocab_get_attr(self.ptr, token))
+        return TokenAttr(c.llama_vocab_get_attr(self.ptr, id))
 
     def is_eog(self, token: int) -> bool:
         """True if the token ends a generation (EOS, EOT and the like)."""
-        self.check_token(token)
-        return c.llama_vocab_is_eog(self.ptr, token)
+        cdef int32_t id = self.check_token(token)
+        return c.llama_vocab_is_eog(self.ptr, id)
 
     def is_control(self, token: int) -> bool:
         """True for tokens that are not text."""
-        self.check_token(token)
-        return c.llama_vocab_type(self.ptr) != c.LLAMA_VOCAB_TYPE_NONE and c.llama_vocab_is_control(self.ptr, token)
+        cdef int32_t id = self.check_token(token)
+        return c.llama_vocab_type(self.ptr) != c.LLAMA_VOCAB_TYPE_NONE and c.llama_vocab_is_control(self.ptr, id)
 
     @property
     def bos(self) -> int | None:

@@ -153,7 +153,7 @@ def test_saves_at_a_full_budget_take_linear_time(llama: lloyal.Model, new_contex
         return best
 
     kept: list[lloyal.Checkpoint] = []
-    assert seconds(600) < 10 * seconds(150) + 1e-3
+    assert seconds(600) < 10 * seconds(150) + 1e-2  # a quadratic one takes 16 times as long
 
 
 def test_counting_while_another_thread_takes(llama: lloyal.Model, new_context: Make) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -184,7 +184,7 @@ def test_abort_from_another_thread(nano: lloyal.Model, ctx: lloyal.Context) -> N
     asked = time.monotonic()
     ctx.abort()
     thread.join()
-    assert time.monotonic() - asked < 5.0
+    assert time.monotonic() - asked < 30.0
     assert isinstance(result[0], Aborted)
     # What was finished stays, in whole micro-batches, and goes on right.
     done = ctx.memory.seq_pos_max(0) + 1
@@ -248,11 +248,11 @@ def test_abort_without_a_decode_does_nothing(nano: lloyal.Model, ctx: lloyal.Con
     assert ctx.memory.seq_pos_max(0) == 9
 
 
-# The GIL. A thread counts in pure Python; the reference is its rate beside a hash, which is known to let go of the GIL
-# and takes as much of the processor as the call under test, so that a busy machine does not count against it.
+# The GIL. A thread counts and offers the GIL after every count, and nobody is made to give it up: what the counter
+# gains while a call runs, it gains because the call let go. Counts, not seconds: a busy machine only makes them fewer.
 
-SECONDS = 0.25
-KEEPS = 0.8
+SECONDS = 5.0  # at most
+COUNTS = 20  # opening a file lets go too, for a count or two
 
 
 class Counter:
@@ -265,44 +265,44 @@ class Counter:
     def count(self) -> None:
         while self.running:
             self.n += 1
+            time.sleep(0)
 
-    def rate(self, work: Callable[[], object]) -> float:
-        """Counts per second while `work` is repeated."""
-        began, first = time.perf_counter(), self.n
-        while time.perf_counter() - began < SECONDS:
-            work()
-        return (self.n - first) / (time.perf_counter() - began)
+    def gain(self, work: Callable[[], object]) -> int:
+        first = self.n
+        work()
+        return self.n - first
 
     def stop(self) -> None:
         self.running = False
         self.thread.join()
 
 
-def kept(work: Callable[[], object]) -> float:
-    """The share of its rate that the counter keeps beside `work`: the best of five."""
+def lets_go(work: Callable[[], object]) -> bool:
+    """Whether another thread counts while `work` runs; it is tried until one does."""
+    interval = sys.getswitchinterval()
     counter = Counter()
+    sys.setswitchinterval(1000.0)
     try:
-        best = 0.0
-        for _ in range(5):
-            reference = counter.rate(lambda: hashlib.pbkdf2_hmac("sha256", b"x", b"y", 20_000))
-            best = max(best, counter.rate(work) / reference)
-            if best >= KEEPS:
-                break
-        return best
+        end = time.monotonic() + SECONDS
+        while time.monotonic() < end:
+            if counter.gain(work) >= COUNTS:
+                return True
+        return False
     finally:
+        sys.setswitchinterval(interval)
         counter.stop()
 
 
 def test_holding_the_gil_would_show() -> None:
     numbers = list(range(300_000))
-    assert kept(lambda: sum(numbers)) < KEEPS
+    assert not lets_go(lambda: sum(numbers))
 
 
 def test_loading_releases_the_gil() -> None:
     def load() -> None:
         lloyal.Model(lloyal.models.path("nano"), use_mmap=False, check_tensors=True).close()
 
-    assert kept(load) >= KEEPS
+    assert lets_go(load)
 
 
 def test_prefill_releases_the_gil(nano: lloyal.Model, ctx: lloyal.Context) -> None:
@@ -312,7 +312,7 @@ def test_prefill_releases_the_gil(nano: lloyal.Model, ctx: lloyal.Context) -> No
         ctx.memory.seq_rm(0)
         ctx.decode(batch)
 
-    assert kept(prefill) >= KEEPS
+    assert lets_go(prefill)
 
 
 def test_generation_releases_the_gil(nano: lloyal.Model, ctx: lloyal.Context) -> None:
@@ -324,16 +324,16 @@ def test_generation_releases_the_gil(nano: lloyal.Model, ctx: lloyal.Context) ->
         batch.add(ctx.logits().argmax(), ctx.memory.seq_pos_max(0) + 1, 0, True)
         ctx.decode(batch)
 
-    assert kept(step) >= KEEPS
+    assert lets_go(step)
 
 
 def test_saving_and_loading_states_release_the_gil(nano: lloyal.Model, ctx: lloyal.Context, tmp_path: Path) -> None:
     ctx.decode(batch_of(prompt(nano, N_LONG)))
     out = bytearray(ctx.state_get_size())
     n = ctx.state_get_data(out=out)
-    assert kept(lambda: ctx.state_get_data(out=out)) >= KEEPS
-    assert kept(lambda: ctx.state_set_data(memoryview(out)[:n])) >= KEEPS
-    assert kept(lambda: ctx.state_seq_get_data_ext(0, StateSeqFlags.ON_DEVICE)) >= KEEPS
+    assert lets_go(lambda: ctx.state_get_data(out=out))
+    assert lets_go(lambda: ctx.state_set_data(memoryview(out)[:n]))
+    assert lets_go(lambda: ctx.state_seq_get_data_ext(0, StateSeqFlags.ON_DEVICE))
     path = tmp_path / "state"
     ctx.state_seq_save_file(path, 0)
-    assert kept(lambda: ctx.state_seq_load_file(path, 0)) >= KEEPS
+    assert lets_go(lambda: ctx.state_seq_load_file(path, 0))

@@ -141,7 +141,7 @@ def test_copy_and_dry_run(tmp_path: Path) -> None:
         ({"kv_overrides": {"": 1}}, "1 to 127 bytes"),
         ({"kv_overrides": {"a": "x" * 128}}, "1 to 127 bytes"),
         ({"kv_overrides": {"a": [1]}}, "must be a bool, int, float or str"),
-        ({"prune_layers": [-1]}, "there is no layer -1"),
+        ({"prune_layers": [-1]}, "prune_layers=-1 is out of range"),
         ({"prune_layers": [1], "keep_split": True}, "use keep_split=False"),
     ],
 )
@@ -187,7 +187,7 @@ def test_names_of_parts() -> None:
     assert ll.split_prefix(name, 0, 3) is None
     assert ll.split_prefix("big.gguf", 0, 3) is None
     for index in (-1, 3):
-        with pytest.raises(InvalidArgument, match=f"split_no={index} must be from 0"):
+        with pytest.raises(InvalidArgument, match=f"split_no={index} is out of range: it must be from 0"):
             ll.split_path("big", index, 3)
 
 

