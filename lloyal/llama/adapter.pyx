@@ -1,13 +1,12 @@
 # cython: language_level=3
 """What is laid over a model's weights: low-rank adapters (LoRA) and control vectors, set per context."""
 
-from libc.float cimport FLT_MAX
 from libc.stdint cimport INT32_MAX, int32_t
 from libcpp.vector cimport vector
 
 cimport lloyal._cpp.adapter as a
 cimport lloyal._cpp.core as core
-from lloyal.llama.args cimport as_int32, as_integer, as_number
+from lloyal.llama.args cimport as_double, as_int32, as_integer
 cimport lloyal.libllama.llama as c
 from lloyal.llama.ext cimport ContextExt
 from lloyal.llama.model cimport Model
@@ -167,7 +166,7 @@ cdef class ContextAdapters(ContextExt):
                 raise TypeError(f"adapters must be LoraAdapter objects, not {type(item).__name__}")
             adapter = item
             handles.push_back(adapter.pin())
-            numbers.append(as_number(scale, "a scale", -FLT_MAX, FLT_MAX))
+            numbers.append(as_double(scale, "a scale"))
             factors.push_back(<float>numbers[-1])
         handle = self.pin()
         with nogil:

@@ -44,8 +44,7 @@ cdef inline size_t as_index(object value, size_t size) except? 0:
     return <size_t>number
 
 
-cdef inline double as_number(object value, str name, double low, double high) except? -1:
-    # A finite number; NaN fails the comparison.
+cdef inline double as_double(object value, str name) except? -1:
     cdef double number
     if isinstance(value, (str, bytes)) or not hasattr(type(value), "__float__"):
         raise TypeError(f"{name} must be a number, not {type(value).__name__}")
@@ -53,6 +52,12 @@ cdef inline double as_number(object value, str name, double low, double high) ex
         number = value
     except OverflowError:  # an integer that no double holds
         number = INFINITY
+    return number
+
+
+cdef inline double as_number(object value, str name, double low, double high) except? -1:
+    # A finite number; NaN fails the comparison.
+    cdef double number = as_double(value, name)
     if not low <= number <= high:
         from lloyal.errors import InvalidArgument
 
