@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import math
 import threading
@@ -564,7 +565,8 @@ def test_one_caller_at_a_time() -> None:
     done = threading.Event()
 
     def work() -> None:
-        sampler.apply(logits)
+        with contextlib.suppress(Busy):  # it may be the one that is refused
+            sampler.apply(logits)
         done.set()
 
     refused = False
