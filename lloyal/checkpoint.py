@@ -10,15 +10,15 @@ import hashlib
 import json
 import reprlib
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from operator import index
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from lloyal import llama
-from lloyal.checkpoint_format import decode, encode
-from lloyal.errors import CacheFull, Closed, InvalidArgument, LloyalError, StateMismatch, Unsupported
+from lloyal.checkpoint_format import decode_signed, encode
+from lloyal.errors import Closed, InvalidArgument, StateMismatch, Unsupported
 from lloyal.llama import checkpoint as native
 
 if TYPE_CHECKING:
@@ -203,7 +203,7 @@ class Checkpoint(native.CheckpointBase):
             "rows": self._rows_native(),
             "window_begin": self._window_begin_native(),
         }
-        return encode(header, payload)
+        return encode(header, payload, sign=True)
 
     @classmethod
     def from_bytes(cls, ctx: Context, data: Buffer) -> Checkpoint:
@@ -228,7 +228,7 @@ class Checkpoint(native.CheckpointBase):
         No length in `data` is trusted: what is allocated follows from the rows and must match the bytes that are there.
         """
         view = memoryview(data).cast("B")
-        header, payload = decode(view)
+        header, payload, known = decode_signed(view)
         _compare("fingerprint", header["fingerprint"], ctx.fingerprint)
         _compare("layout", header["layout"], ctx.cache_layout)
         rows = header["rows"]
@@ -239,7 +239,7 @@ class Checkpoint(native.CheckpointBase):
         if window_begin not in begins:
             raise StateMismatch(f"the checkpoint's window begins at {window_begin}, this context's at {begins[0]}")
         checkpoint = cls.__new__(cls)
-        checkpoint._import_native(ctx, payload, header["partial"], header["seq_id"], rows, window_begin)
+        checkpoint._import_native(ctx, payload, header["partial"], header["seq_id"], rows, window_begin, known)
         checkpoint._adopt(ctx, "host", "read from bytes")
         try:
             checkpoint.tokens = header["tokens"]
@@ -363,10 +363,6 @@ class Context(llama.Context):
     def _live_checkpoints(self) -> WeakSet[Checkpoint]:
         return WeakSet()
 
-    @cached_property
-    def _unrestored(self) -> list[Checkpoint]:
-        return []  # states that compact could not put back: nobody else holds them, and they must not be collected
-
     @property
     def checkpoints(self) -> Checkpoints:
         """The live checkpoints, their bytes and their budget."""
@@ -464,70 +460,23 @@ class Context(llama.Context):
         }
 
     def compact(self) -> None:
-        """Put the cells of every sequence in order and next to each other, through device checkpoints.
+        """Put the cells of every sequence in order and next to each other.
 
         After much trimming and forking a sequence lies in many runs of cells, and every copy of it is as many copies.
-        Prefixes that sequences share stay shared. What `cells` checkpoints hold stays where it is. Needs device
-        memory for everything the cache holds.
+        What sequences and `cells` checkpoints share stays shared; nothing else changes, outputs included.
+
+        Raises
+        ------
+        OutOfDeviceMemory
+            All rows are held a second time for a moment, and the device, or the budget, has no room. Nothing was changed.
+        Unsupported
+            Sparse, compressed and indexed memory. Nothing was changed.
+
+        Notes
+        -----
+        Releases the GIL.
         """
-        taken: list[Checkpoint] = []
-        removed: list[Checkpoint] = []
-        try:
-            for seq in range(self.n_seq_max):
-                if self.memory.seq_pos_max(seq) >= 0 and not self._is_held(seq):
-                    taken.append(Checkpoint._take(self, seq, "device", False, "compaction"))
-                    taken[-1].pinned = True  # a budget must not take back what is all there is in a moment
-            self._check_room(taken)
-            for checkpoint in taken:
-                self.memory.seq_rm(checkpoint.seq_id)
-                removed.append(checkpoint)
-            while removed:
-                removed[0].restore()
-                removed.pop(0)
-        except BaseException as error:
-            for checkpoint in removed:  # whatever went wrong, nothing may be lost
-                try:
-                    checkpoint.restore()
-                except LloyalError as again:
-                    taken.remove(checkpoint)
-                    self._unrestored.append(checkpoint)
-                    error.add_note(f"sequence {checkpoint.seq_id} is in ctx.checkpoints only: {again}")
-            raise
-        finally:
-            for checkpoint in taken:
-                checkpoint.release()
-
-    def _check_room(self, taken: Sequence[Checkpoint]) -> None:
-        """Refuse a compaction that needs more cells than there are: restores share prefixes, and nothing else."""
-        if self.memory.kind == "recurrent":
-            return  # a cell for a sequence, however long
-        # What stays: restores share with it too.
-        kept = [checkpoint._rows_native() for checkpoint in self.checkpoints if checkpoint.where == "cells"]
-        rows = kept + [checkpoint._rows_native() for checkpoint in taken]
-        need = 0
-        for i, mine in enumerate(rows):
-            shared = max((_common_prefix(mine, other) for other in rows[:i]), default=0)
-            need += sum(end - begin for begin, end, _, _ in mine) - shared
-        room = self.n_ctx if self.memory.unified else self.n_ctx * len(taken)
-        if need > room:
-            raise CacheFull(
-                f"compacting takes {need} cells, there are {room}: some sequences share rows other than a prefix"
-            )
-
-    def _is_held(self, seq_id: int) -> bool:
-        return any(ck.where == "cells" and ck.lease == seq_id for ck in self.checkpoints)
-
-
-def _common_prefix(mine: list[tuple[int, int, int, int]], other: list[tuple[int, int, int, int]]) -> int:
-    """Rows that two sequences have in common from their first one on."""
-    n = 0
-    for (begin, end, *content), (other_begin, other_end, *other_content) in zip(mine, other, strict=False):
-        if begin != other_begin or content != other_content:
-            break
-        n += min(end, other_end) - begin
-        if end != other_end:
-            break
-    return n
+        native.compact(self)
 
 
 def _compare(name: str, found: dict[str, Any], expected: dict[str, Any]) -> None:

@@ -3,23 +3,38 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
+import os
 import struct
 from typing import Any
 
 from lloyal.errors import StateMismatch, Unsupported
 
-__all__ = ["DIGEST_SIZE", "MAGIC", "MAX_HEADER", "PREFIX", "VERSION", "decode", "encode"]
+__all__ = [
+    "DIGEST_SIZE",
+    "MAGIC",
+    "MAX_HEADER",
+    "PREFIX",
+    "SIGNATURE_SIZE",
+    "VERSION",
+    "decode",
+    "decode_signed",
+    "encode",
+]
 
 MAGIC = b"lloyalCK"
-VERSION = 1
-# magic, version, bytes of the JSON header, bytes of tensors; after it 32 bytes of BLAKE2b over everything else
+VERSION = 2
+# magic, version, bytes of the JSON header, bytes of tensors; 32 bytes of BLAKE2b over everything else; header; tensors; signature
 PREFIX = struct.Struct("<8sIIQ")
 DIGEST_SIZE = 32
+SIGNATURE_SIZE = 16  # version 1 has none
 MAX_HEADER = 1 << 24
 
+_KEY = os.urandom(32)  # what this process signs with: content ids in its own bytes still mean what they say
 
-def encode(header: dict[str, Any], payload: bytes) -> bytes:
+
+def encode(header: dict[str, Any], payload: bytes, *, sign: bool = False) -> bytes:
     """Put them together. `Unsupported` if the header is longer than `decode` takes."""
     encoded = json.dumps(header, separators=(",", ":")).encode()
     if len(encoded) > MAX_HEADER:
@@ -28,23 +43,36 @@ def encode(header: dict[str, Any], payload: bytes) -> bytes:
     digest = hashlib.blake2b(prefix, digest_size=DIGEST_SIZE)
     digest.update(encoded)
     digest.update(payload)
-    return b"".join((prefix, digest.digest(), encoded, payload))
+    signature = _signature(digest.digest()) if sign else bytes(SIGNATURE_SIZE)
+    digest.update(signature)
+    return b"".join((prefix, digest.digest(), encoded, payload, signature))
 
 
 def decode(view: memoryview) -> tuple[dict[str, Any], memoryview]:
     """Split and verify the bytes of a checkpoint; every field is checked, so that nothing behind it need doubt them."""
+    header, payload, _ = decode_signed(view)
+    return header, payload
+
+
+def decode_signed(view: memoryview) -> tuple[dict[str, Any], memoryview, bool]:
+    """As `decode`; the last is True if this process has written them, byte for byte."""
     start = PREFIX.size + DIGEST_SIZE
     if len(view) < start:
         raise StateMismatch(f"{len(view)} bytes are too few for a checkpoint")
     magic, version, n_header, n_payload = PREFIX.unpack_from(view)
     if magic != MAGIC:
         raise StateMismatch(f"not a checkpoint: it starts with {magic!r}")
-    if version != VERSION:
-        raise StateMismatch(f"checkpoint version {version}, this package reads {VERSION}")
-    if n_header > MAX_HEADER or start + n_header + n_payload != len(view):
-        raise StateMismatch(f"the checkpoint should have {start + n_header + n_payload} bytes, it has {len(view)}")
+    if not 1 <= version <= VERSION:
+        raise StateMismatch(f"checkpoint version {version}, this package reads 1 to {VERSION}")
+    end = start + n_header + n_payload
+    expected = end + (SIGNATURE_SIZE if version > 1 else 0)
+    if n_header > MAX_HEADER or expected != len(view):
+        raise StateMismatch(f"the checkpoint should have {expected} bytes, it has {len(view)}")
     digest = hashlib.blake2b(view[: PREFIX.size], digest_size=DIGEST_SIZE)
-    digest.update(view[start:])
+    digest.update(view[start:end])
+    signature = bytes(view[end:])
+    known = hmac.compare_digest(signature, _signature(digest.digest()))
+    digest.update(signature)
     if digest.digest() != view[PREFIX.size : start]:
         raise StateMismatch("the checkpoint is damaged: its checksum does not match")
     try:
@@ -52,7 +80,11 @@ def decode(view: memoryview) -> tuple[dict[str, Any], memoryview]:
     except (ValueError, RecursionError) as error:
         raise StateMismatch(f"the checkpoint's header is not JSON: {error}") from None
     _check_header(header)
-    return header, view[start + n_header :]
+    return header, view[start + n_header : end], known
+
+
+def _signature(digest: bytes) -> bytes:
+    return hashlib.blake2b(digest, key=_KEY, digest_size=SIGNATURE_SIZE).digest()
 
 
 def _check_header(header: object) -> None:

@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <tuple>
 
 namespace lloyal {
 namespace {
@@ -33,8 +34,17 @@ Blob take_blob(std::vector<uint8_t> meta, const std::vector<Slice> & slices, Buf
     return blob;
 }
 
-// Where `rows` of `seq` lie, in order of position; false unless each has exactly one cell. Few are looked up in the tree
-// of positions; for many one pass over the cell table is faster, since the tree is never in the processor's cache.
+// Which of the rows at one position comes first: what tells patches of an image apart (M-RoPE), then the cell.
+bool before(const llama_kv_cells & cells, const std::pair<Pos, uint32_t> & a, const std::pair<Pos, uint32_t> & b) {
+    const auto key = [&cells](const std::pair<Pos, uint32_t> & at) {
+        const llama_kv_cell_ext & ext = cells.ext_get(at.second);
+        return std::tuple(at.first, ext.y, ext.x, ext.tok, at.second);
+    };
+    return key(a) < key(b);
+}
+
+// Where `rows` of `seq` lie, row by row; false unless each has its cell. Few are looked up in the tree of positions; for many
+// one pass over the cell table is faster, since the tree is never in the processor's cache.
 bool find_cells(const llama_kv_cache & cache, SeqId seq, const Runs & rows, std::vector<Segment> & found) {
     found.clear();
     if (rows.empty()) {
@@ -65,14 +75,24 @@ bool find_cells(const llama_kv_cache & cache, SeqId seq, const Runs & rows, std:
         }
     }
     std::sort(held.begin(), held.end(), [](const Segment & a, const Segment & b) { return a.pos < b.pos; });
-    for (size_t i = 1; i < held.size(); ++i) {
-        if (held[i].pos < held[i - 1].pos + Pos(held[i - 1].n)) {
-            return false; // a position repeats
+    const auto overlap = [](const Segment & a, const Segment & b) { return b.pos < a.pos + Pos(a.n); };
+    if (std::adjacent_find(held.begin(), held.end(), overlap) != held.end()) {
+        std::vector<std::pair<Pos, uint32_t>> each;
+        for (const Segment & segment : held) {
+            for (uint32_t i = 0; i < segment.n; ++i) {
+                each.emplace_back(segment.pos + Pos(i), segment.row + i);
+            }
+        }
+        std::sort(each.begin(), each.end(), [&](const auto & a, const auto & b) { return before(cells, a, b); });
+        held.clear();
+        for (const auto & [pos, cell] : each) {
+            hold(pos, cell);
         }
     }
+    // What is held may be more than what is asked for, by whole positions.
     size_t n_found = 0;
-    for (const Run & run : rows.list()) {
-        for (Segment & piece : slice(held, run.begin, run.end)) {
+    for (const Span & span : rows.spans()) {
+        for (Segment & piece : slice(held, span.begin, span.end)) {
             n_found += piece.n;
             append(found, std::move(piece));
         }
@@ -102,7 +122,11 @@ Status check_checkpointable(const ContextBox & box, SeqId seq, const char * name
         return Status(Code::unsupported, "this model keeps no memory between calls, so there is nothing to checkpoint");
     }
     if (box.map.shared) {
-        return Status(Code::unsupported, "this context borrows another context's memory: checkpoint that one");
+        return Status(Code::unsupported, "this context works on the memory of its parent: checkpoint the parent's");
+    }
+    if (box.map.split) {
+        return Status(Code::unsupported, "split_mode=\"tensor\" spreads each row over several devices, which cannot be "
+                                         "copied out exactly: load the model with another split_mode");
     }
     return valid_seq(box, seq, name, bad) ? Status() : bad;
 }
@@ -161,7 +185,6 @@ bool plan_parts(ContextBox & box, CheckpointBox & ck, Plan & plan) {
             if (ck.partial) {
                 continue;
             }
-            // Positions may repeat (M-RoPE images).
             if (map.caches[i]->get_cells(ck.seq).seq_pos_get(ck.seq).size() != size_t(ck.rows.size()) ||
                 !locate(box, ck, i, ck.rows, missing)) {
                 return false;
@@ -278,13 +301,14 @@ Status fill(ContextBox & box, CheckpointBox & ck, Plan & plan) {
     return {};
 }
 
-CheckpointHandle new_checkpoint(const ContextHandle & context, SeqId seq, Where where, bool partial) {
+CheckpointHandle new_checkpoint(const ContextHandle & context, SeqId seq, Where where, bool partial, const Runs & rows) {
     auto ck = make_handle<CheckpointBox>();
     ck->context = context;
     ck->where = where;
     ck->partial = partial;
     ck->seq = seq;
-    ck->rows = context->provenance.of(seq);
+    ck->rows = rows;
+    ck->encoding = context->encoding;
     ck->pos_min = ck->rows.empty() ? -1 : ck->rows.begin();
     ck->pos_max = ck->rows.empty() ? -1 : ck->rows.end() - 1;
     ck->used_at = context->store->tick();
@@ -312,7 +336,7 @@ Status checkpoint_take(ContextHandle context, SeqId seq, Where where, bool parti
             return status;
         }
         llama_synchronize(box.ptr);
-        CheckpointHandle ck = new_checkpoint(context, seq, where, partial);
+        CheckpointHandle ck = new_checkpoint(context, seq, where, partial, box.provenance.of(seq));
         Status status;
         if (ck->rows.empty()) {
             // nothing but the fact that it was empty
@@ -342,6 +366,7 @@ Status checkpoint_to_host(CheckpointBox & ck, CheckpointHandle & out) noexcept {
         const Status status = checkpoint_take(ck.context, ck.lease, Where::host, ck.partial, out);
         if (status.ok()) {
             out->seq = ck.seq;
+            out->encoding = ck.encoding;
         }
         return status;
     }
@@ -351,10 +376,8 @@ Status checkpoint_to_host(CheckpointBox & ck, CheckpointHandle & out) noexcept {
         if (Status status = check_not_evicted(ck); !status.ok()) {
             return status;
         }
-        CheckpointHandle copy = new_checkpoint(ck.context, ck.seq, Where::host, ck.partial);
-        copy->rows = ck.rows;
-        copy->pos_min = ck.pos_min;
-        copy->pos_max = ck.pos_max;
+        CheckpointHandle copy = new_checkpoint(ck.context, ck.seq, Where::host, ck.partial, ck.rows);
+        copy->encoding = ck.encoding;
         copy->window_begin = ck.window_begin;
         copy->whole_cells = ck.whole_cells;
         if (ck.where == Where::host) {
@@ -384,7 +407,7 @@ Status checkpoint_estimate(ContextHandle context, SeqId seq, bool partial, Estim
         if (Status status = check_checkpointable(box, seq, "seq_id"); !status.ok()) {
             return status;
         }
-        const CheckpointHandle ck = new_checkpoint(context, seq, Where::device, partial);
+        const CheckpointHandle ck = new_checkpoint(context, seq, Where::device, partial, box.provenance.of(seq));
         out.rows = ck->rows.size();
         if (ck->rows.empty()) {
             return {};

@@ -70,6 +70,7 @@ struct CheckpointBox {
     Pos pos_max = -1;
     Pos window_begin = 0; // its rows of a sliding-window cache begin here
     SeqId lease = -1;     // where=cells: the sequence that holds the cells
+    uint64_t encoding = 0; // the encoder's output that its context had
 
     struct Part {
         size_t cache; // index in the memory map
@@ -107,7 +108,6 @@ Status check_checkpointable(const ContextBox & box, SeqId seq, const char * name
 Status check_not_evicted(const CheckpointBox & checkpoint);
 Status check_lease(const CheckpointBox & checkpoint); // where=cells: that its cells still are what they were
 bool is_base(const MemoryMap & map, size_t cache);
-constexpr Pos POS_END = std::numeric_limits<Pos>::max();
 
 Status checkpoint_take(ContextHandle context, SeqId seq, Where where, bool partial, CheckpointHandle & out) noexcept;
 // The same state in host memory, sharing what host checkpoints of its context already hold. The caller is in its context.
@@ -138,9 +138,12 @@ Status layout_signature(ContextBox & box, LayoutSignature & out) noexcept;
 // Serialization: every tensor byte in a fixed order, behind the caller's header and checksum.
 Status checkpoint_export_size(CheckpointBox & checkpoint, size_t & size) noexcept;
 Status checkpoint_export(CheckpointBox & checkpoint, uint8_t * out, size_t size) noexcept;
-// `partial`, `seq`, `rows`, `window_begin`: from the header, not trusted. Makes a host checkpoint.
+// `partial`, `seq`, `rows`, `window_begin`: from the header, not trusted. Makes a host checkpoint. `known`: the bytes are proved to
+// be what this process wrote, so that the content ids among them mean what they say.
 Status checkpoint_import(ContextHandle context, const uint8_t * data, size_t size, bool partial, SeqId seq,
-                         const std::vector<Run> & rows, Pos window_begin, CheckpointHandle & out) noexcept;
+                         const std::vector<Run> & rows, Pos window_begin, bool known, CheckpointHandle & out) noexcept;
+// Put the rows of every sequence next to each other, in order. Nothing else changes: who shares what, ids, outputs.
+Status memory_compact(ContextBox & box) noexcept;
 
 // Leases: sequences that raw calls may not decode into. Handed out from the top.
 Status lease_acquire(ContextBox & box, Lease kind, SeqId & out) noexcept;

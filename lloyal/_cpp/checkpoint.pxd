@@ -56,6 +56,7 @@ cdef extern from "checkpoint.hpp" namespace "lloyal" nogil:
     Status checkpoint_restore "lloyal::inside<lloyal::checkpoint_restore>"(
         CheckpointBox& checkpoint, const ContextHandle& context, int32_t dest)
     Status checkpoint_trim "lloyal::inside<lloyal::checkpoint_trim>"(const ContextHandle& ctx)
+    Status memory_compact "lloyal::inside<lloyal::memory_compact>"(const ContextHandle& ctx)
     struct Estimate:
         size_t copied_bytes
         int64_t rows
@@ -75,6 +76,7 @@ cdef extern from "checkpoint.hpp" namespace "lloyal" nogil:
     Status checkpoint_export(CheckpointBox& checkpoint, uint8_t* out, size_t size)
     Status checkpoint_import "lloyal::inside<lloyal::checkpoint_import>"(
         const ContextHandle& context, const uint8_t* data, size_t size, bool partial, int32_t seq,
-        const vector[Run]& rows, int32_t window_begin, CheckpointHandle& out)
+        const vector[Run]& rows, int32_t window_begin, bool known,
+        CheckpointHandle& out)
     Status lease_acquire "lloyal::inside<lloyal::lease_acquire>"(const ContextHandle& ctx, Lease kind, int32_t& out)
     void lease_release(ContextBox& box, int32_t seq)

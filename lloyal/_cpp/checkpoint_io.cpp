@@ -195,7 +195,11 @@ Status export_size(const CheckpointBox & ck, size_t & size) {
         return status;
     }
     if (ck.whole) {
-        return Status(Code::unsupported, "a checkpoint with repeated positions (M-RoPE images) cannot be serialized");
+        return Status(Code::unsupported, "a checkpoint that was copied whole cannot be serialized");
+    }
+    if (ck.encoding != 0) {
+        return Status(Code::unsupported, "a state of an encoder-decoder model goes with what encode() left in its context, "
+                                         "and cannot be serialized without it");
     }
     size = 0;
     for (const CheckpointBox::Part & part : ck.parts) {
@@ -263,7 +267,7 @@ Status checkpoint_export(CheckpointBox & ck, uint8_t * out, size_t size) noexcep
 }
 
 Status checkpoint_import(ContextHandle context, const uint8_t * data, size_t size, bool partial, SeqId seq,
-                         const std::vector<Run> & runs, Pos window_begin, CheckpointHandle & out) noexcept {
+                         const std::vector<Run> & runs, Pos window_begin, bool known, CheckpointHandle & out) noexcept {
     return checkpoint_guarded([&]() -> Status {
         ContextBox & box = *context;
         CheckpointStore & store = store_of(box);
@@ -273,7 +277,8 @@ Status checkpoint_import(ContextHandle context, const uint8_t * data, size_t siz
         auto ck = make_handle<CheckpointBox>();
         Pos end = 0;
         for (const Run & run : runs) {
-            if (run.begin < end || run.end <= run.begin) {
+            // A row may share the position of the one before.
+            if (run.begin < (ck->rows.empty() ? 0 : end - 1) || run.end <= run.begin) {
                 return Status(Code::state_mismatch,
                               text("the rows from ", run.begin, " to ", run.end, " are out of order"));
             }
@@ -282,6 +287,10 @@ Status checkpoint_import(ContextHandle context, const uint8_t * data, size_t siz
         }
         if (!ids_differ(runs)) {
             return Status(Code::state_mismatch, "two of its rows have the same content id");
+        }
+        if (!known) {
+            // Bytes from outside: a content id in them proves nothing about the rows.
+            ck->rows = box.provenance.renamed(ck->rows);
         }
         if (box.map.n_pos_max >= 0 && end > box.map.n_pos_max) {
             return Status(Code::state_mismatch,

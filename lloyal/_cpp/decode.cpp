@@ -2,6 +2,7 @@
 
 #include "checkpoint.hpp"
 #include "log.hpp"
+#include "plan.hpp"
 #include "rows.hpp"
 
 #include "llama-batch.h"
@@ -141,37 +142,6 @@ Status check_positions(const ContextBox & box, const Batch & batch) {
     return {};
 }
 
-// llama.cpp plans every micro-batch of a batch before it computes the first. If the plan reuses cells of the window cache,
-// it drops rows of other sequences that their micro-batches still need, and computes without them. So make room first.
-Status check_window(ContextBox & box, const Batch & batch) {
-    MemoryMap & map = box.map;
-    const bool one_part = batch.size() <= llama_n_ubatch(box.ptr) && !map.has_recurrent();
-    if (!map.window || !map.unified || one_part) {
-        return {};
-    }
-    bool several = false;
-    for (size_t i = 0; i < batch.size() && !several; ++i) {
-        several = batch.n_seq(i) > 1 || batch.seq(i, 0) != batch.seq(0, 0);
-    }
-    const llama_kv_cells & cells = map.window->get_cells(0);
-    if (!several || cells.size() - cells.get_used() >= batch.size()) {
-        return {};
-    }
-    for (SeqId seq = 0; seq < box.provenance.n_seq_max(); ++seq) {
-        if (const Pos end = box.provenance.of(seq).end(); end > 0) {
-            map.drop_stale_window(seq, end);
-        }
-    }
-    if (const uint32_t n_free = cells.size() - cells.get_used(); n_free < batch.size()) {
-        return invalid(text("the batch has ", batch.size(),
-                            " tokens of several sequences, the sliding-window cache room for ", n_free,
-                            ": decode at most n_ubatch=", llama_n_ubatch(box.ptr),
-                            " at once, or one sequence "
-                            "after the other"));
-    }
-    return {};
-}
-
 void set_outputs(ContextBox & box, const Batch & batch, bool all) {
     box.drop_outputs();
     box.output_row.assign(batch.size(), -1);
@@ -227,8 +197,16 @@ void record(ContextBox & box, const Batch & batch, bool complete, const std::vec
     if (!complete) {
         for (SeqId seq = 0; seq < n_seq_max; ++seq) {
             held[seq] = box.memory->seq_pos_max(seq);
+            Runs & rows = box.provenance.of(seq);
+            rows.erase(held[seq] + 1, POS_END);
+            if (!box.map.window_complete(rows, seq)) { // parts that were finished have taken cells before they went
+                box.memory->seq_rm(seq, -1, -1);
+                rows.clear();
+                held[seq] = -1;
+            }
         }
     }
+    std::vector<std::pair<SeqId, Pos>> repeated;
     for (size_t i = 0; i < batch.size(); ++i) {
         const SeqId first = batch.seq(i, 0);
         const Pos pos = batch.pos(i);
@@ -239,13 +217,24 @@ void record(ContextBox & box, const Batch & batch, bool complete, const std::vec
         for (int32_t k = 0; k < batch.n_seq(i); ++k) {
             const SeqId seq = batch.seq(i, k);
             Runs & rows = box.provenance.of(seq);
-            if (rows.overlaps(pos, pos + 1)) {
-                continue; // repeated positions (M-RoPE): one id stands for all rows there
+            if (pos < rows.end() && rows.overlaps(pos, pos + 1)) {
+                repeated.emplace_back(seq, pos);
+            } else {
+                rows.insert(run);
             }
-            rows.insert(run);
             ++n_tokens[seq];
             coupled = coupled || batch.n_seq(i) > 1;
         }
+    }
+    // Which of the rows at one position is which, nobody can tell (M-RoPE: an image that comes in parts): they are renamed
+    // together whenever one is added.
+    std::sort(repeated.begin(), repeated.end());
+    repeated.erase(std::unique(repeated.begin(), repeated.end()), repeated.end());
+    for (const auto & [seq, pos] : repeated) {
+        const int64_t n = box.map.rows ? MemoryMap::n_rows(*box.map.rows, seq, pos, pos + 1) : 1;
+        Runs & rows = box.provenance.of(seq);
+        rows.erase(pos, pos + 1);
+        rows.merge(box.provenance.fresh_at(std::vector<Pos>(size_t(n), pos)));
     }
     // Contexts for embeddings, and tokens of several sequences, are split without regard to the rings.
     const int32_t n_ubatch = int32_t(llama_n_ubatch(box.ptr));
@@ -273,9 +262,47 @@ Status failure(const ContextBox & box, int32_t rc, const Batch & batch) {
     }
 }
 
-// `native` is llama.cpp's call with this batch in it.
+// One call of llama.cpp, and what it did to the memory. `native` takes the batch.
+template <typename Native> Status compute(ContextBox & box, Batch & batch, Native && native) {
+    const std::vector<StateCell> before = box.map.state_cells();
+    const bool keeps = box.memory && !box.map.shared;
+    int32_t rc = 0;
+    try {
+        rc = native(batch);
+    } catch (...) {
+        // Planning a micro-batch failed: its rows have cells by then, and nothing in them.
+        for (size_t i = 0; keeps && !box.map.has_state() && i < batch.size(); ++i) {
+            for (int32_t k = 0; k < batch.n_seq(i); ++k) {
+                box.memory->seq_rm(batch.seq(i, k), batch.pos(i), -1);
+            }
+        }
+        if (keeps) {
+            take_back(box, batch, before);
+            record(box, batch, false, before);
+        }
+        throw;
+    }
+    if (rc == 1 && box.map.window) {
+        // Cells that a fork shares are never reused by llama.cpp, however stale. Drop those and try again.
+        WindowCells cells(box);
+        drop_stale_window(box);
+        rc = native(batch);
+        if (rc == 1) {
+            cells.put_back();
+        }
+    }
+    const bool computed = rc == 0 || rc == 2 || rc < -1;
+    if (keeps && computed) {
+        if (rc != 0) {
+            take_back(box, batch, before);
+        }
+        record(box, batch, rc == 0, before);
+    }
+    return rc == 0 ? Status() : failure(box, rc, batch);
+}
+
 template <typename Native>
-Status run_decode(ContextBox & box, const Batch & batch, bool tenant, Native && native) noexcept {
+Status run_decode(ContextBox & box, Batch & batch, bool tenant, Native && native) noexcept {
     return guarded(Code::decode_failed, [&]() -> Status {
         if (!box.memory && llama_model_has_encoder(box.model->ptr)) {
             return Status(Code::unsupported, "this model has an encoder only: use encode()");
@@ -283,11 +310,14 @@ Status run_decode(ContextBox & box, const Batch & batch, bool tenant, Native && 
         if (Status status = check_batch(box, batch, false, tenant); !status.ok()) {
             return status;
         }
-        if (box.memory) {
-            if (Status status = check_positions(box, batch); !status.ok()) {
-                return status;
+        std::vector<Batch> slices;
+        if (box.memory && !box.map.shared) {
+            for (const auto check : {check_positions, check_coupled}) {
+                if (Status status = check(box, batch); !status.ok()) {
+                    return status;
+                }
             }
-            if (Status status = check_window(box, batch); !status.ok()) {
+            if (Status status = plan_decode(box, batch, slices); !status.ok()) {
                 return status;
             }
         }
@@ -305,43 +335,18 @@ Status run_decode(ContextBox & box, const Batch & batch, bool tenant, Native && 
         log_mark();
         box.poll_after_us = llama_time_us() + 20'000; // a short step never asks Python
         box.drop_outputs();
-        const std::vector<StateCell> before = box.map.state_cells();
-        int32_t rc = 0;
-        try {
-            rc = native();
-        } catch (...) {
-            // Planning a micro-batch failed: its rows have cells by then, and nothing in them.
-            for (size_t i = 0; box.memory && !box.map.has_state() && i < batch.size(); ++i) {
-                for (int32_t k = 0; k < batch.n_seq(i); ++k) {
-                    box.memory->seq_rm(batch.seq(i, k), batch.pos(i), -1);
-                }
-            }
-            if (box.memory) {
-                take_back(box, batch, before);
-            }
-            throw;
+        Status status;
+        for (size_t i = 0; status.ok() && i < slices.size(); ++i) {
+            status = compute(box, slices[i], native);
         }
-        if (rc == 1 && box.map.window) {
-            // Window cells that a fork shares are never reused by llama.cpp, however stale. Drop those and try again.
-            for (SeqId seq = 0; seq < box.provenance.n_seq_max(); ++seq) {
-                if (const Pos end = box.provenance.of(seq).end(); end > 0) {
-                    box.map.drop_stale_window(seq, end);
-                }
-            }
-            rc = native();
+        if (slices.empty()) {
+            status = compute(box, batch, native);
         }
-        if (rc == 0) {
+        if (status.ok()) {
             set_outputs(box, batch, every_token_outputs(box));
             box.has_logits = box.graph_has_logits;
         }
-        const bool computed = rc == 0 || rc == 2 || rc < -1;
-        if (box.memory && computed) {
-            if (rc != 0) {
-                take_back(box, batch, before);
-            }
-            record(box, batch, rc == 0, before);
-        }
-        return rc == 0 ? Status() : failure(box, rc, batch);
+        return status;
     });
 }
 
@@ -369,6 +374,7 @@ template <typename Native> Status run_encode(ContextBox & box, const Batch & bat
         }
         set_outputs(box, batch, true);
         box.has_logits = box.graph_has_logits && !box.memory;
+        box.encoding = random_epoch();
         box.encoded.assign(size_t(box.provenance.n_seq_max()), false);
         for (size_t i = 0; i < batch.size(); ++i) {
             for (int32_t k = 0; k < batch.n_seq(i); ++k) {
@@ -383,48 +389,19 @@ uint32_t n_pos_per_row(const ContextBox & box) {
     return box.model->ptr->hparams.n_pos_per_embd();
 }
 
-struct BatchExtDeleter {
-    void operator()(llama_batch_ext * batch) const { llama_batch_ext_free(batch); }
-};
-using BatchExtPtr = std::unique_ptr<llama_batch_ext, BatchExtDeleter>;
-
-// llama.cpp's own form of a batch that check_batch has passed.
-BatchExtPtr native_batch(ContextBox & box, const Batch & batch) {
-    BatchExtPtr native(llama_batch_ext_init(box.ptr));
-    const size_t width = size_t(batch.n_embd());
-    for (size_t i = 0; i < batch.size(); ++i) {
-        const llama_embd row{batch.has_embd() ? batch.embd(i) : nullptr, 1, width};
-        const int32_t at = batch.has_token() ? llama_batch_ext_add_token(native.get(), batch.seq(i, 0), batch.token(i))
-                                             : llama_batch_ext_add_embd(native.get(), batch.seq(i, 0), row);
-        bool added = at == int32_t(i);
-        if (added && batch.has_token() && batch.has_embd()) {
-            added = llama_batch_ext_set_embd_token(native.get(), at, row);
-        }
-        for (int32_t k = 1; added && k < batch.n_seq(i); ++k) {
-            added = llama_batch_ext_add_seq(native.get(), at, batch.seq(i, k));
-        }
-        added = added && llama_batch_ext_set_pos(native.get(), at, batch.sections(i).data()) &&
-                llama_batch_ext_set_output_logits(native.get(), at, batch.logits(i));
-        if (!added) {
-            throw std::runtime_error(text("llama.cpp refused entry ", i, " of the batch: ", log_last()));
-        }
-    }
-    return native;
-}
-
 } // namespace
 
 Status decode(ContextBox & box, Batch & batch, bool tenant) noexcept {
-    return run_decode(box, batch, tenant, [&] { return llama_decode(box.ptr, batch.view(n_pos_per_row(box))); });
+    return run_decode(box, batch, tenant, [&](Batch & part) { return llama_decode(box.ptr, part.view(n_pos_per_row(box))); });
 }
 
 Status encode(ContextBox & box, Batch & batch) noexcept {
     return run_encode(box, batch, [&] { return llama_encode(box.ptr, batch.view(n_pos_per_row(box))); });
 }
 
-Status process_decode(ContextBox & box, const Batch & batch, bool tenant) noexcept {
-    return run_decode(box, batch, tenant, [&] {
-        return llama_process(box.ptr, LLAMA_PROCESS_TYPE_DECODE, native_batch(box, batch).get());
+Status process_decode(ContextBox & box, Batch & batch, bool tenant) noexcept {
+    return run_decode(box, batch, tenant, [&](Batch & part) {
+        return llama_process(box.ptr, LLAMA_PROCESS_TYPE_DECODE, native_batch(box, part).get());
     });
 }
 
@@ -472,7 +449,7 @@ Status logits_row(ContextBox & box, int32_t i, const float *& out) noexcept {
             return Status(Code::no_logits, text("this model computes no logits",
                                                 box.memory ? " with embeddings=True, nor in encode()" : ""));
         }
-        out = llama_get_logits_ith(box.ptr, i);
+        out = llama_get_logits_ith(box.ptr, row - box.n_outputs); // from the end: a batch in slices has other indices
         return out ? Status() : Status(Code::no_logits, text("this context computes no logits for index ", i));
     });
 }

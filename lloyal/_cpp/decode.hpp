@@ -11,7 +11,7 @@ Status decode(ContextBox & box, Batch & batch, bool tenant = false) noexcept;
 Status encode(ContextBox & box, Batch & batch) noexcept;
 
 // The same by way of llama_process and llama_batch_ext.
-Status process_decode(ContextBox & box, const Batch & batch, bool tenant = false) noexcept;
+Status process_decode(ContextBox & box, Batch & batch, bool tenant = false) noexcept;
 Status process_encode(ContextBox & box, const Batch & batch) noexcept;
 // Values in an embedding row of a batch for this context.
 int32_t process_n_embd(const ContextBox & box, bool encoding);

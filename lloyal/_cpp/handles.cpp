@@ -60,9 +60,10 @@ LiveCounts & live_counts() {
     return counts;
 }
 
-ContextBox::ContextBox(ModelHandle parent, llama_context * context, const llama_context_params & params)
-    : model(std::move(parent)), ptr(context), memory(llama_get_memory(context)), id(random_epoch()),
-      map(*model->ptr, *context, memory, params), provenance(id, int32_t(llama_n_seq_max(context))),
+ContextBox::ContextBox(ModelHandle weights, llama_context * context, const llama_context_params & params,
+                       const MemoryMap * parent)
+    : model(std::move(weights)), ptr(context), memory(llama_get_memory(context)), id(random_epoch()),
+      map(*model->ptr, *context, memory, params, parent), provenance(id, int32_t(llama_n_seq_max(context))),
       leases(llama_n_seq_max(context), Lease::none) {
     deferred_leases.reserve(leases.size());
     graph_has_logits = ptr->get_gf_res_reserve()->get_logits() != nullptr;
@@ -184,7 +185,7 @@ Status context_create(ModelHandle model, llama_context_params params, ContextHan
         if (!context) {
             return Status(Code::load_failed, "llama.cpp could not");
         }
-        ContextHandle box = make_handle<ContextBox>(std::move(model), context, params);
+        ContextHandle box = make_handle<ContextBox>(std::move(model), context, params, parent ? &parent->map : nullptr);
         graph_check_install(*context);
         graph_check(*context);
         box->poll = poll;

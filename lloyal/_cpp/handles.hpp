@@ -102,6 +102,7 @@ struct ContextBox {
     std::vector<SeqId> output_seq; // output row -> its sequence; only kept while there are `samplers`
 
     std::vector<bool> encoded; // by sequence: the last encode() had tokens of it (encoder-decoder models)
+    uint64_t encoding = 0;     // names what the last encode() left behind: every later row depends on it
 
     MemoryMap map;
     Provenance provenance;
@@ -115,7 +116,7 @@ struct ContextBox {
 
     std::shared_ptr<CheckpointStore> store; // what its checkpoints share
 
-    ContextBox(ModelHandle parent, llama_context * context, const llama_context_params & params);
+    ContextBox(ModelHandle model, llama_context * context, const llama_context_params & params, const MemoryMap * parent);
     ContextBox(const ContextBox &) = delete;
     ~ContextBox();
 

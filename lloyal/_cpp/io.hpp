@@ -86,4 +86,34 @@ class HostReader : public llama_io_read_i {
     std::vector<Target> targets_;
 };
 
+// A made-up state stream: bytes to read, and the tensor slices llama.cpp asks to have filled.
+class ScriptedReader : public llama_io_read_i {
+  public:
+    std::vector<uint8_t> script;
+    std::vector<Slice> targets;
+
+    void read(void * dst, size_t size) override {
+        if (size > script.size() - pos_) {
+            throw std::runtime_error("the checkpoint ends early");
+        }
+        std::memcpy(dst, script.data() + pos_, size);
+        pos_ += size;
+    }
+    void read_tensor(ggml_tensor * tensor, size_t offset, size_t size) override {
+        if (size > 0) {
+            targets.push_back({tensor, offset, size});
+        }
+    }
+    size_t n_bytes() override { return pos_; }
+    bool done() const { return pos_ == script.size(); }
+
+    template <typename T> void put(const T & value) {
+        const auto * bytes = reinterpret_cast<const uint8_t *>(&value);
+        script.insert(script.end(), bytes, bytes + sizeof(T));
+    }
+
+  private:
+    size_t pos_ = 0;
+};
+
 } // namespace lloyal

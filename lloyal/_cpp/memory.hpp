@@ -44,9 +44,11 @@ struct MemoryMap {
     MemoryKind kind = MemoryKind::none;
     std::vector<llama_kv_cache *> caches; // every attention-like cache, the window cache included
     llama_kv_cache * window = nullptr;    // the sliding-window cache
+    llama_kv_cache * rows = nullptr;      // the one that holds every row; null where the state alone stands for them
     llama_memory_recurrent * recurrent = nullptr;
     bool unified = true;
-    bool shared = false; // borrows another context's memory: its own operations are silent no-ops
+    bool shared = false; // borrows another context's cells: llama.cpp's operations on it are silent no-ops
+    bool split = false;  // its tensors are split over several devices
     bool mrope = false;
     bool v_trans = false; // no flash attention: V is stored transposed
     int32_t type_k = -1;  // ggml types of the caches, by the parameters
@@ -63,16 +65,21 @@ struct MemoryMap {
     std::vector<int32_t> ring_depth;
     std::vector<bool> ring_pending;
 
+    // `parent`: the map of the context whose memory this one may borrow, or null.
     MemoryMap(const llama_model & model, const llama_context & context, llama_memory_t memory,
-              const llama_context_params & params);
+              const llama_context_params & params, const MemoryMap * parent);
 
     bool has_recurrent() const { return recurrent != nullptr; }
     // Memory that folds rows into a state: it goes back by its ring only, and copies whole sequences.
     bool has_state() const { return recurrent != nullptr || kind == MemoryKind::compressed; }
     // The first position that a token at `pos` attends to in the window cache.
     int32_t window_begin(int32_t pos) const;
-    // False if the window cache lost a row that a token at `pos` would attend to.
-    bool window_complete(const Runs & rows, int32_t seq, int32_t pos) const;
+    // True if the window cache holds all that a token behind these rows of `seq` would attend to.
+    bool window_complete(const Runs & rows, int32_t seq) const;
+    // The positions of `seq` in a cache, in order; rows that share one repeat it.
+    static std::vector<Pos> positions(const llama_kv_cache & cache, int32_t seq);
+    // The rows of `seq` in a cache at [begin, end).
+    static int64_t n_rows(const llama_kv_cache & cache, int32_t seq, Pos begin, Pos end);
     // Drop cells no later token of `seq` can attend to; they may be shared, and shared cells are never reused.
     void drop_stale_window(int32_t seq, int32_t next_pos);
     // True if a cell of `seq` at one of these positions belongs to another sequence too.

@@ -31,7 +31,7 @@ void Runs::append(const Run & run) {
 }
 
 void Runs::insert(const Run & run) {
-    if (runs_.empty() || runs_.back().end <= run.begin) {
+    if (runs_.empty() || runs_.back().begin <= run.begin) {
         append(run);
         return;
     }
@@ -44,9 +44,6 @@ void Runs::insert(const Run & run) {
             placed = true;
         }
         append(r);
-    }
-    if (!placed) {
-        append(run);
     }
 }
 
@@ -79,6 +76,35 @@ Runs Runs::slice(Pos begin, Pos end) const {
     return out;
 }
 
+Runs Runs::without(const std::vector<Span> & spans) const {
+    Runs out = *this;
+    for (const Span & span : spans) {
+        out.erase(span.begin, span.end);
+    }
+    return out;
+}
+
+void Runs::merge(const Runs & other) {
+    const Runs added = other.without(spans());
+    if (runs_.empty()) {
+        runs_ = added.runs_;
+        return;
+    }
+    // Both in order of position: rows at one position come from one of them only.
+    std::vector<Run> mine;
+    mine.swap(runs_);
+    size_t i = 0;
+    for (const Run & run : added.runs_) {
+        while (i < mine.size() && mine[i].begin < run.begin) {
+            append(mine[i++]);
+        }
+        append(run);
+    }
+    while (i < mine.size()) {
+        append(mine[i++]);
+    }
+}
+
 bool Runs::overlaps(Pos begin, Pos end) const {
     return std::any_of(runs_.begin(), runs_.end(), [=](const Run & r) { return r.begin < end && begin < r.end; });
 }
@@ -91,54 +117,63 @@ int64_t Runs::size() const {
     return n;
 }
 
+std::vector<Span> Runs::spans() const {
+    std::vector<Span> found;
+    for (const Run & run : runs_) {
+        if (!found.empty() && run.begin <= found.back().end) {
+            found.back().end = std::max(found.back().end, run.end);
+        } else {
+            found.push_back({run.begin, run.end});
+        }
+    }
+    return found;
+}
+
 Pos Runs::common_end(const Runs & other) const {
-    // Both lists are walked together; they agree up to `pos`.
-    size_t i = 0, j = 0;
-    Pos pos = 0;
     if (empty() || other.empty() || begin() != other.begin()) {
         return 0;
     }
-    pos = begin();
-    while (i < runs_.size() && j < other.runs_.size()) {
-        const Run & a = runs_[i];
-        const Run & b = other.runs_[j];
-        if (a.begin > pos || b.begin > pos) {
-            // A hole here must be a hole there.
-            if (a.begin != b.begin) {
-                return pos;
-            }
-            pos = a.begin;
+    // Both lists are walked together, as many rows at a time as both runs have left.
+    const std::vector<Run> & a = runs_;
+    const std::vector<Run> & b = other.runs_;
+    size_t i = 0, j = 0;
+    Pos at_a = begin(), at_b = at_a; // the next row of each
+    Pos last = at_a - 1;             // position of the last row that agreed
+    while (i < a.size() && j < b.size()) {
+        const uint64_t id_a = a[i].first + uint64_t(at_a - a[i].begin);
+        const uint64_t id_b = b[j].first + uint64_t(at_b - b[j].begin);
+        if (at_a != at_b || a[i].epoch != b[j].epoch || id_a != id_b) {
+            return std::min(at_a, at_b); // rows that share this position differ as a whole
         }
-        if (a.epoch != b.epoch || a.first + uint64_t(pos - a.begin) != b.first + uint64_t(pos - b.begin)) {
-            return pos;
+        const Pos n = std::min(a[i].end, b[j].end) - at_a;
+        last = at_a + n - 1;
+        at_a = last + 1;
+        at_b = last + 1;
+        if (at_a == a[i].end && ++i < a.size()) {
+            at_a = a[i].begin;
         }
-        pos = std::min(a.end, b.end);
-        i += a.end == pos;
-        j += b.end == pos;
+        if (at_b == b[j].end && ++j < b.size()) {
+            at_b = b[j].begin;
+        }
     }
-    return pos;
+    // One has ended; the other may have further rows at the last position.
+    const bool more = (i < a.size() && at_a == last) || (j < b.size() && at_b == last);
+    return more ? last : last + 1;
 }
 
 bool Runs::holds(const Runs & other) const {
-    size_t i = 0;
-    for (const Run & want : other.runs_) {
-        Pos pos = want.begin;
-        while (pos < want.end) {
-            while (i < runs_.size() && runs_[i].end <= pos) {
-                ++i;
-            }
-            if (i == runs_.size() || runs_[i].begin > pos) {
-                return false;
-            }
-            const Run & have = runs_[i];
-            if (have.epoch != want.epoch ||
-                have.first + uint64_t(pos - have.begin) != want.first + uint64_t(pos - want.begin)) {
-                return false;
-            }
-            pos = std::min(have.end, want.end);
-        }
-    }
-    return true;
+    const std::vector<Span> theirs = other.spans();
+    return std::all_of(theirs.begin(), theirs.end(), [&](const Span & span) {
+        return slice(span.begin, span.end) == other.slice(span.begin, span.end);
+    });
+}
+
+bool Runs::agrees(const Runs & other) const {
+    const std::vector<Span> theirs = other.spans();
+    return std::all_of(theirs.begin(), theirs.end(), [&](const Span & span) {
+        const Runs mine = slice(span.begin, span.end);
+        return other.holds(mine);
+    });
 }
 
 Run Provenance::write(SeqId seq, Pos pos) {
@@ -150,28 +185,28 @@ Run Provenance::write(SeqId seq, Pos pos) {
     return Run{pos, pos + 1, epoch_, writer.next++};
 }
 
-void Provenance::rewrite(SeqId seq, Pos begin, Pos end) {
-    seqs_[seq].erase(begin, end);
-    if (begin >= end) {
-        return;
-    }
+Run Provenance::fresh(Pos begin, Pos end) {
     // A block of its own: the writer's ids stay consecutive for the rows that decode writes.
-    seqs_[seq].insert(Run{begin, end, epoch_, n_blocks_++ * BLOCK});
+    return Run{begin, end, epoch_, n_blocks_++ * BLOCK};
 }
 
-void Provenance::copy(SeqId src, SeqId dst, Pos begin, Pos end) {
-    if (src == dst) {
-        return;
+Runs Provenance::fresh_at(const std::vector<Pos> & positions) {
+    Runs rows;
+    Run next = fresh(0, 0);
+    for (const Pos pos : positions) {
+        rows.append(Run{pos, pos + 1, next.epoch, next.first++});
     }
-    const Runs taken = seqs_[src].slice(begin, end);
-    seqs_[dst].erase(begin, end);
-    for (const Run & run : taken.list()) {
-        seqs_[dst].insert(run);
-    }
+    return rows;
 }
 
-void Provenance::assign(SeqId seq, const Runs & runs) {
-    seqs_[seq] = runs;
+Runs Provenance::renamed(const Runs & rows) {
+    Runs now;
+    uint64_t next = fresh(0, 0).first;
+    for (const Run & run : rows.list()) {
+        now.append(Run{run.begin, run.end, epoch_, next});
+        next += uint64_t(run.end - run.begin);
+    }
+    return now;
 }
 
 void Provenance::clear() {

@@ -3,12 +3,15 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
+#include <utility>
 #include <vector>
 
 namespace lloyal {
 
 using Pos = int32_t;
 using SeqId = int32_t;
+constexpr Pos POS_END = std::numeric_limits<Pos>::max();
 
 // The rows at positions [begin, end); the row at `p` has the id (epoch, first + (p - begin)).
 struct Run {
@@ -23,25 +26,38 @@ struct Run {
     bool operator==(const Run &) const = default;
 };
 
-// Runs in order of position, disjoint, neighbours that continue each other merged.
+// Positions [begin, end).
+struct Span {
+    Pos begin;
+    Pos end;
+};
+
+// Rows in order of position, as runs; neighbours that continue each other are merged. Rows may share a position (the patches
+// of an image do, and positions that were divided): they follow each other, and are only ever taken together.
 class Runs {
   public:
-    void append(const Run & run); // at or after the end
-    void insert(const Run & run); // anywhere free
+    void append(const Run & run); // at or after the last position
+    void insert(const Run & run); // where there are no rows; a single one also behind those at its position
     void erase(Pos begin, Pos end);
+    // Add the rows of `other` at positions where there are none.
+    void merge(const Runs & other);
     Runs slice(Pos begin, Pos end) const;
+    Runs without(const std::vector<Span> & spans) const;
     void clear() { runs_.clear(); }
 
     bool empty() const { return runs_.empty(); }
     Pos begin() const { return runs_.empty() ? 0 : runs_.front().begin; }
     Pos end() const { return runs_.empty() ? 0 : runs_.back().end; }
     bool overlaps(Pos begin, Pos end) const;
-    int64_t size() const; // rows
+    int64_t size() const;            // rows
+    std::vector<Span> spans() const; // the positions they are at, disjoint and in order
 
     // Rows from the start of both that are the same content: the position where they first differ.
     Pos common_end(const Runs & other) const;
-    // True if every row of `other` is here with the same id.
+    // True if at every position of `other` the same rows are here.
     bool holds(const Runs & other) const;
+    // True if at every position that both have, both have the same rows.
+    bool agrees(const Runs & other) const;
 
     const std::vector<Run> & list() const { return runs_; }
     bool operator==(const Runs &) const = default;
@@ -61,11 +77,13 @@ class Provenance {
 
     // A fresh row of `seq` at `pos`; rows that one sequence writes one after another get consecutive ids.
     Run write(SeqId seq, Pos pos);
-    // Replace [begin, end) of `seq` by fresh ids: something outside our sight wrote it.
-    void rewrite(SeqId seq, Pos begin, Pos end);
-    void remove(SeqId seq, Pos begin, Pos end) { seqs_[seq].erase(begin, end); }
-    void copy(SeqId src, SeqId dst, Pos begin, Pos end);
-    void assign(SeqId seq, const Runs & runs);
+    // Fresh ids for rows at [begin, end) that nobody has written through us.
+    Run fresh(Pos begin, Pos end);
+    // Fresh ids for rows at these positions, which are in order and may repeat.
+    Runs fresh_at(const std::vector<Pos> & positions);
+    // Fresh ids for the same rows: they are other content now, or were not written by us.
+    Runs renamed(const Runs & rows);
+    void assign(SeqId seq, Runs rows) { seqs_[seq] = std::move(rows); }
     void clear();
 
   private:

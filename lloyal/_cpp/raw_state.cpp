@@ -32,7 +32,7 @@ Status check_call(const ContextBox & box, SeqId seq, uint32_t flags, const char 
         return Status(Code::unsupported, "this model keeps no memory between calls, so it has no state");
     }
     if (box.map.shared) {
-        return Status(Code::unsupported, "this context borrows another context's memory: save that one");
+        return Status(Code::unsupported, "this context works on the memory of its parent: save the parent's");
     }
     if (flags & ~KNOWN_FLAGS) {
         return Status(Code::invalid_argument, text("flags=", flags, " has unknown bits: use StateSeqFlags"));
@@ -54,14 +54,9 @@ Status check_device(const ContextBox & box, uint32_t flags) {
                       "LLAMA_STATE_SEQ_FLAGS_ON_DEVICE copies 1/32 of a quantized cache and corrupts it: use "
                       "ctx.checkpoint(where=\"device\"), or the host flags");
     }
-    for (const auto & [buft, bytes] : box.ptr->get_memory()->memory_breakdown()) {
-        ggml_backend_dev_t device = ggml_backend_buft_get_device(buft);
-        if (device && ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_META) {
-            return Status(Code::unsupported,
-                          "LLAMA_STATE_SEQ_FLAGS_ON_DEVICE does not work with split_mode=\"tensor\"");
-        }
-    }
-    return {};
+    return map.split ? Status(Code::unsupported,
+                              "LLAMA_STATE_SEQ_FLAGS_ON_DEVICE does not work with split_mode=\"tensor\"")
+                     : Status();
 }
 
 struct BufferNeed {
@@ -101,6 +96,15 @@ Status probe_device(const std::map<ggml_backend_buffer_type_t, BufferNeed> & nee
     return {};
 }
 
+// Why a sequence cannot be overwritten, or ok.
+Status check_dest(const ContextBox & box, SeqId dest, uint32_t flags) {
+    Status bad = check_call(box, dest, flags, "dest_seq_id");
+    if (bad.ok() && box.leases[size_t(dest)] == Lease::checkpoint) {
+        bad = Status(Code::no_lease, text("sequence ", dest, " holds the cells of a checkpoint: release that first"));
+    }
+    return bad;
+}
+
 // Cells that several sequences share with different pending rollbacks make a whole-context save abort.
 Status check_pending(const ContextBox & box) {
     if (const llama_memory_recurrent * recurrent = box.map.recurrent) {
@@ -122,28 +126,37 @@ Status check_pending(const ContextBox & box) {
     return {};
 }
 
-// Rows came in past us: make their ids fresh.
-void forget_rows(ContextBox & box, SeqId seq) {
-    box.provenance.remove(seq, 0, std::numeric_limits<Pos>::max());
-    const Pos pos_max = box.memory->seq_pos_max(seq);
-    if (pos_max >= 0) {
-        // A window cache reports its own minimum; rows before it exist in the full-size layers.
-        const Pos pos_min = box.map.window || box.map.recurrent ? 0 : box.memory->seq_pos_min(seq);
-        box.provenance.rewrite(seq, pos_min, pos_max + 1);
-    }
+void make_empty(ContextBox & box, SeqId seq) {
+    box.memory->seq_rm(seq, -1, -1);
+    box.provenance.assign(seq, {});
     box.map.reset_ring(seq);
 }
 
-void make_empty(ContextBox & box, SeqId seq) {
-    box.memory->seq_rm(seq, -1, -1);
-    box.provenance.of(seq).clear();
-    box.map.reset_ring(seq);
+// Rows came in past us: give what the caches hold now fresh ids. Says why a sequence that its parts disagree about was emptied.
+Status adopt_rows(ContextBox & box, SeqId seq) {
+    MemoryMap & map = box.map;
+    map.reset_ring(seq);
+    const Pos pos_max = map.recurrent ? map.recurrent->seq_pos_max(seq) : box.memory->seq_pos_max(seq);
+    Runs rows;
+    if (map.rows) {
+        rows = box.provenance.fresh_at(MemoryMap::positions(*map.rows, seq));
+    } else if (pos_max >= 0) {
+        rows.append(box.provenance.fresh(0, pos_max + 1));
+    }
+    if (rows.end() != pos_max + 1 || !map.window_complete(rows, seq)) {
+        make_empty(box, seq);
+        return Status(Code::state_mismatch, text("the state's layers disagree about the rows of sequence ", seq,
+                                                 ", which is now empty"));
+    }
+    box.provenance.assign(seq, std::move(rows));
+    return {};
 }
 
 // True if PARTIAL_ONLY leaves something out; a plain attention cache ignores it.
 bool leaves_out(const MemoryMap & map, uint32_t flags) {
-    const bool window = map.window && map.caches.size() > 1 && map.kind != MemoryKind::compressed;
-    return (flags & LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY) != 0 && (map.has_recurrent() || window);
+    const bool window = map.window && map.caches.size() > 1;
+    return (flags & LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY) != 0 &&
+           (window || (map.has_state() && map.kind != MemoryKind::recurrent));
 }
 
 // A partial state takes the sequence back to its position: full-size layers must hold the rows up to there, and lose the
@@ -151,14 +164,13 @@ bool leaves_out(const MemoryMap & map, uint32_t flags) {
 Status settle_partial(ContextBox & box, SeqId dest) {
     const MemoryMap & map = box.map;
     const Pos at = map.recurrent ? map.recurrent->seq_pos_max(dest) : map.window->seq_pos_max(dest);
-    for (const llama_kv_cache * cache : map.caches) {
-        if (const Pos have = cache->seq_pos_max(dest); cache != map.window && have < at) {
-            make_empty(box, dest);
-            return Status(Code::state_mismatch,
-                          text("the partial state continues at position ", at + 1, ", sequence ", dest, " held ",
-                               have < 0 ? std::string("nothing") : text("rows up to ", have),
-                               ": restore a full state; the sequence is now empty"));
-        }
+    // The rows it was left with are those that provenance knows.
+    if (const Pos have = box.provenance.of(dest).end() - 1; have < at) {
+        make_empty(box, dest);
+        return Status(Code::state_mismatch,
+                      text("the partial state continues at position ", at + 1, ", sequence ", dest, " held ",
+                           have < 0 ? std::string("nothing") : text("rows up to ", have),
+                           ": restore a full state; the sequence is now empty"));
     }
     box.memory->seq_rm(dest, at + 1, -1);
     return {};
@@ -301,6 +313,7 @@ Status state_seq_get_data(ContextBox & box, uint8_t * out, size_t size, SeqId se
         slot.tensor_bytes = total.bytes;
         slot.blob.assign(out, out + native);
         slot.rows = box.provenance.of(seq);
+        slot.encoding = box.encoding;
         const DeviceTrailer trailer{box.id, slot.save_number};
         std::memcpy(out + native, &trailer, DEVICE_TRAILER);
         written += DEVICE_TRAILER;
@@ -311,7 +324,7 @@ Status state_seq_get_data(ContextBox & box, uint8_t * out, size_t size, SeqId se
 Status state_seq_set_data(ContextBox & box, const uint8_t * data, size_t size, SeqId dest, uint32_t flags,
                           size_t & read) noexcept {
     return guarded(Code::state_mismatch, [&]() -> Status {
-        if (Status bad = check_call(box, dest, flags, "dest_seq_id"); !bad.ok()) {
+        if (Status bad = check_dest(box, dest, flags); !bad.ok()) {
             return bad;
         }
         log_mark();
@@ -354,6 +367,10 @@ Status state_seq_set_data(ContextBox & box, const uint8_t * data, size_t size, S
             if (slot.blob.size() != native || std::memcmp(slot.blob.data(), data, native) != 0) {
                 return Status(Code::state_mismatch, "the bytes of this device state were changed");
             }
+            if (slot.encoding != box.encoding) {
+                return Status(Code::stale_checkpoint,
+                              "encode() has run since this state was saved, and its rows belong to what was encoded before");
+            }
             rows = &slot.rows;
         }
         const bool partial = leaves_out(box.map, flags);
@@ -363,8 +380,11 @@ Status state_seq_set_data(ContextBox & box, const uint8_t * data, size_t size, S
                 text("sequence ", dest, " does not hold the rows this partial state continues: restore a full state"));
         }
         box.drop_outputs();
+        // llama.cpp leaves an attention cache as it is when the state is an empty one.
         if (!partial) {
-            make_empty(box, dest); // llama.cpp leaves an attention cache as it is when the state is an empty one
+            make_empty(box, dest);
+        } else if (box.map.window) {
+            box.map.window->seq_rm(dest, -1, -1);
         }
         if (rows) {
             if (llama_state_seq_set_data_ext(box.ptr, data, native, dest, flags) == 0) {
@@ -386,18 +406,20 @@ Status state_seq_set_data(ContextBox & box, const uint8_t * data, size_t size, S
                 return bad;
             }
         }
-        if (rows) {
-            box.provenance.assign(dest, *rows);
-            box.map.reset_ring(dest);
-        } else {
-            forget_rows(box, dest);
+        if (!rows) {
+            return adopt_rows(box, dest);
         }
+        box.provenance.assign(dest, *rows);
+        box.map.reset_ring(dest);
         return {};
     });
 }
 
 Status state_get_size(ContextBox & box, size_t & size) noexcept {
     return guarded(Code::state_mismatch, [&]() -> Status {
+        if (Status bad = check_call(box, 0, 0, "seq_id"); !bad.ok()) {
+            return bad;
+        }
         llama_synchronize(box.ptr); // llama_state_get_size does not
         if (Status bad = check_pending(box); !bad.ok()) {
             return bad;
@@ -434,16 +456,19 @@ Status state_set_data(ContextBox & box, const uint8_t * data, size_t size, bool 
             return bad;
         }
         read = reader.n_bytes();
+        Status status;
         for (SeqId seq = 0; seq < box.provenance.n_seq_max(); ++seq) {
-            forget_rows(box, seq);
+            if (Status bad = adopt_rows(box, seq); !bad.ok()) {
+                status = std::move(bad);
+            }
         }
-        return {};
+        return status;
     });
 }
 
 Status state_seq_read_payload(ContextBox & box, const uint8_t * data, size_t size, SeqId dest) noexcept {
     return guarded(Code::state_mismatch, [&]() -> Status {
-        if (Status bad = check_call(box, dest, 0, "dest_seq_id"); !bad.ok()) {
+        if (Status bad = check_dest(box, dest, 0); !bad.ok()) {
             return bad;
         }
         log_mark();
@@ -454,8 +479,7 @@ Status state_seq_read_payload(ContextBox & box, const uint8_t * data, size_t siz
         if (Status bad = read_host(box, reader, Header::none, dest, 0, true); !bad.ok()) {
             return bad;
         }
-        forget_rows(box, dest);
-        return {};
+        return adopt_rows(box, dest);
     });
 }
 

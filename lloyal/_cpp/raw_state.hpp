@@ -29,6 +29,7 @@ struct RawDeviceState {
     uint32_t flags = 0;
     std::vector<uint8_t> blob; // the metadata llama.cpp wrote: any other bytes would make it abort
     Runs rows;                 // provenance at the time of the save
+    uint64_t encoding = 0;     // the encoder's output at that time
     size_t padded_bytes = 0;   // tensor bytes with the padding the slot's buffer was made for
     size_t tensor_bytes = 0;
 };

@@ -1,4 +1,5 @@
 #include "checkpoint.hpp"
+#include "io.hpp"
 
 #include "llama-context.h"
 #include "llama-kv-cache.h"
@@ -9,36 +10,6 @@
 
 namespace lloyal {
 namespace {
-
-// A made-up state stream: bytes to read, and the tensor slices llama.cpp asks to have filled.
-class ScriptedReader : public llama_io_read_i {
-  public:
-    std::vector<uint8_t> script;
-    std::vector<Slice> targets;
-
-    void read(void * dst, size_t size) override {
-        if (size > script.size() - pos_) {
-            throw std::runtime_error("the checkpoint ends early");
-        }
-        std::memcpy(dst, script.data() + pos_, size);
-        pos_ += size;
-    }
-    void read_tensor(ggml_tensor * tensor, size_t offset, size_t size) override {
-        if (size > 0) {
-            targets.push_back({tensor, offset, size});
-        }
-    }
-    size_t n_bytes() override { return pos_; }
-    bool done() const { return pos_ == script.size(); }
-
-    template <typename T> void put(const T & value) {
-        const auto * bytes = reinterpret_cast<const uint8_t *>(&value);
-        script.insert(script.end(), bytes, bytes + sizeof(T));
-    }
-
-  private:
-    size_t pos_ = 0;
-};
 
 // The state of one sequence's rows as llama.cpp's cache reads it.
 void script_rows(ScriptedReader & reader, const KvLayout & layout, const Runs & rows,
@@ -161,7 +132,7 @@ void drop_sequence(ContextBox & box, SeqId seq) {
 void forget_sequence(ContextBox & box, SeqId seq) {
     box.drop_outputs();
     drop_sequence(box, seq);
-    box.provenance.remove(seq, 0, POS_END);
+    box.provenance.assign(seq, {});
     box.map.reset_ring(seq);
 }
 
@@ -558,6 +529,11 @@ Status checkpoint_restore(CheckpointBox & ck, ContextBox & box, SeqId dest) noex
         if (Status status = check_layout(*ck.context, box); !status.ok()) {
             return status;
         }
+        if (ck.encoding != box.encoding) {
+            return Status(Code::stale_checkpoint,
+                          "the state belongs to what encode() had left when it was taken; another text, or another "
+                          "context's, is encoded here");
+        }
         const bool elsewhere = ck.context.get() != &box;
         if (elsewhere && ck.where == Where::cells) {
             return Status(Code::unsupported,
@@ -568,7 +544,7 @@ Status checkpoint_restore(CheckpointBox & ck, ContextBox & box, SeqId dest) noex
             if (box.map.caches[i]->get_n_stream() != ck.context->map.caches[i]->get_n_stream()) {
                 return Status(
                     Code::state_mismatch,
-                    "a state with repeated positions needs a context with the same n_seq_max, since kv_unified=False");
+                    "a state that is copied whole needs a context with the same n_seq_max, since kv_unified=False");
             }
         }
         llama_synchronize(box.ptr);

@@ -93,7 +93,7 @@ cdef class CheckpointBase:
         return data
 
     def _import_native(self, ContextBase ctx not None, const uint8_t[::1] data, bint partial, int seq_id,
-                       rows: Iterable[tuple[int, int, int, int]], int window_begin) -> None:
+                       rows: Iterable[tuple[int, int, int, int]], int window_begin, bint known) -> None:
         cdef core.ContextHandle context
         cdef native.CheckpointHandle handle
         cdef core.Status status
@@ -109,7 +109,7 @@ cdef class CheckpointBase:
             runs.push_back(run)
         context = ctx.pin()
         with nogil:
-            status = native.checkpoint_import(context, start, size, partial, seq, runs, begin, handle)
+            status = native.checkpoint_import(context, start, size, partial, seq, runs, begin, known, handle)
         check(status)
         self.handle = handle
 
@@ -263,6 +263,15 @@ def trim(ContextBase ctx not None) -> None:
     handle = ctx.pin()
     with nogil:
         status = native.checkpoint_trim(handle)
+    check(status)
+
+
+def compact(ContextBase ctx not None) -> None:
+    """Put the rows of every sequence next to each other, in order. Releases the GIL."""
+    cdef core.ContextHandle handle = ctx.pin()
+    cdef core.Status status
+    with nogil:
+        status = native.memory_compact(handle)
     check(status)
 
 
