@@ -42,7 +42,8 @@ bool has_several(const Batch & batch) {
 
 // llama.cpp computes these wrongly, or not the same, when a micro-batch holds several sequences.
 bool one_sequence_at_a_time(const ContextBox & box) {
-    return box.model->ptr->arch == LLM_ARCH_PLAMO2;
+    const llm_arch arch = box.model->ptr->arch;
+    return arch == LLM_ARCH_PLAMO2 || arch == LLM_ARCH_RWKV7 || arch == LLM_ARCH_ARWKV7;
 }
 
 Batch cut(const Batch & batch, size_t begin, size_t end) {
@@ -201,6 +202,9 @@ Status check_coupled(const ContextBox & box, const Batch & batch) {
         };
         for (int32_t k = 1; k < batch.n_seq(i); ++k) {
             const SeqId seq = batch.seq(i, size_t(k));
+            if (box.map.kind == MemoryKind::recurrent) {
+                return refuse(seq, "and recurrent memory takes tokens of one sequence only: decode it once, and seq_cp");
+            }
             if (!box.map.unified) {
                 return refuse(seq, "which have buffers of their own: make the context with kv_unified=True");
             }

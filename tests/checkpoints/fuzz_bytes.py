@@ -150,7 +150,7 @@ class Fuzz:
         size = self.module.PREFIX.size
         n_header = self.module.PREFIX.unpack_from(data)[2]
         start = size + self.module.DIGEST_SIZE
-        return json.loads(data[start : start + n_header]), data[start + n_header :]
+        return json.loads(data[start : start + n_header]), data[start + n_header : -self.module.SIGNATURE_SIZE]
 
     def sealed(self, header: bytes, payload: bytes) -> bytes:
         rng = self.rng
@@ -158,13 +158,17 @@ class Fuzz:
         version = self.module.VERSION
         if rng.random() < 0.03:
             lengths[rng.randrange(2)] = rng.choice((0, 1, 2**31, 2**32 - 1, max(0, lengths[0] - 1), lengths[0] + 1))
+        if rng.random() < 0.1:
+            version = 1
         if rng.random() < 0.01:
-            version = rng.choice((0, 2, 2**32 - 1))
+            version = rng.choice((0, 3, 2**32 - 1))
+        signature = bytes(self.module.SIGNATURE_SIZE) if version > 1 else b""
         prefix = self.module.PREFIX.pack(self.module.MAGIC, version, lengths[0] & 0xFFFFFFFF, lengths[1])
         digest = hashlib.blake2b(prefix, digest_size=self.module.DIGEST_SIZE)
         digest.update(header)
         digest.update(payload)
-        return prefix + digest.digest() + header + payload
+        digest.update(signature)
+        return prefix + digest.digest() + header + payload + signature
 
     def forged(self) -> bytes:
         rng = self.rng
@@ -257,8 +261,8 @@ class Fuzz:
         errors, ctx = self.lloyal.errors, self.ctx
         rows = checkpoint._rows_native()
         assert checkpoint.n_tokens == sum(end - begin for begin, end, _, _ in rows)
-        ends = [-1] + [end for _, end, _, _ in rows]
-        assert all(last <= begin < end for last, (begin, end, _, _) in zip([0, *ends[1:]], rows, strict=False))
+        ends = [end for _, end, _, _ in rows]
+        assert all(last - 1 <= begin < end for last, (begin, end, _, _) in zip([1, *ends], rows, strict=False))
         assert (checkpoint.pos_min, checkpoint.pos_max) == ((rows[0][0], rows[-1][1] - 1) if rows else (-1, -1))
         assert checkpoint.nbytes <= size
         again = self.lloyal.Checkpoint.from_bytes(ctx, checkpoint.to_bytes())

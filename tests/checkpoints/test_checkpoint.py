@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import lloyal
-from lloyal import errors
+from lloyal import checkpoint_format, errors
 from tests.checkpoints.raw_state import parse
 from tests.decode import distance, feed, same, some
 from tests.models import KINDS, N_VOCAB, WINDOW, tiny
@@ -304,8 +304,14 @@ def test_bytes_of_another_model_are_refused(llama: lloyal.Model, gemma3: lloyal.
         lloyal.Checkpoint.from_bytes(new_context(llama, flash_attn=False), data)
 
 
+def unsigned(data: bytes) -> bytes:
+    """As another process would have written it."""
+    header, payload = checkpoint_format.decode(memoryview(data))
+    return checkpoint_format.encode(header, bytes(payload))
+
+
 @pytest.mark.parametrize("n_seq_max", [1, 4])
-def test_positions_that_repeat_are_kept_whole(n_seq_max: int, new_context: Make) -> None:
+def test_rows_that_share_a_position_are_kept_apart(n_seq_max: int, new_context: Make) -> None:
     """As the tokens of an image have with M-RoPE."""
 
     def rows(seq_id: int) -> bytes:
@@ -324,9 +330,17 @@ def test_positions_that_repeat_are_kept_whole(n_seq_max: int, new_context: Make)
                 for dest in range(n_seq_max):
                     checkpoint.restore(dest)
                     assert rows(dest) == expected
-                if not partial:  # a partial one holds no rows that could repeat
-                    with pytest.raises(errors.Unsupported, match="repeated positions"):
-                        checkpoint.to_bytes()
+                data = checkpoint.to_bytes()
+                for known in (False, True):
+                    with lloyal.Checkpoint.from_bytes(ctx, data if known else unsigned(data)) as loaded:
+                        if not partial:
+                            loaded.restore(0)
+                            assert rows(0) == expected
+        with ctx.checkpoint() as first:  # and share what they have in common
+            feed(ctx, (0, 5, [9]))
+            with ctx.checkpoint() as second:
+                n_bytes = {name: n for name, n in second.buffers.items()}
+                assert ctx.checkpoints.nbytes < sum(n_bytes.values()) + sum(first.buffers.values())
         ctx.close()
 
 

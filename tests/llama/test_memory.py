@@ -367,19 +367,29 @@ def test_a_large_batch_of_several_sequences_keeps_its_windows(
     name: str, model: Models, new_context: NewContext
 ) -> None:
     # llama.cpp plans all micro-batches first and, once cells are reused, drops rows that the later ones still need: the
-    # logits of a whole sequence come out wrong (by 6 on gemma3). Such a batch is refused; in parts it is right.
+    # logits of a whole sequence come out wrong (by 6 on gemma3). Where that would be so the batch is computed in slices,
+    # or refused if its outputs lie in several of them.
     parameters = EXACT | {"n_ctx": 4096, "n_batch": 2048, "n_ubatch": 128, "n_seq_max": 4}
     ctx, twin = new_context(model(name), **parameters), new_context(model(name), **parameters | {"swa_full": True})
     texts = {seq: tokens(450, seq) for seq in range(3)}
     for context in (ctx, twin):
         for seq, text in texts.items():
             feed(context, (seq, 0, text[:50]))
-    with pytest.raises(InvalidBatch, match="1200 tokens of several sequences"):
-        feed(ctx, *((seq, 50, text[50:]) for seq, text in texts.items()))
-    for start in range(50, 450, 40):
-        parts = [(seq, start, text[start : start + 40]) for seq, text in texts.items()]
-        rows, expected = feed(ctx, *parts), feed(twin, *parts)
-        assert max(distance(*pair) for pair in zip(rows, expected, strict=True)) < TOLERANCE
+    parts = [(seq, 50, text[50:]) for seq, text in texts.items()]
+    try:
+        rows = feed(ctx, *parts)
+    except InvalidBatch as error:
+        assert "computed in several parts" in str(error)
+        assert [ctx.memory.seq_pos_max(seq) for seq in texts] == [49] * 3
+        one = lloyal.Batch()  # one output, in the last slice
+        for seq, start, text in parts:
+            one.extend(text, start, seq, "last" if seq == 2 else False)
+        ctx.decode(one)
+        assert distance(ctx.logits(len(one) - 1, copy=True), feed(twin, *parts)[-1]) < TOLERANCE
+    else:
+        assert max(distance(*pair) for pair in zip(rows, feed(twin, *parts), strict=True)) < TOLERANCE
+    more = [(seq, 450, tokens(40, seed=9)) for seq in texts]
+    assert max(distance(*pair) for pair in zip(feed(ctx, *more), feed(twin, *more), strict=True)) < TOLERANCE
 
 
 # Forks.
@@ -420,7 +430,7 @@ def test_a_fork_needs_a_free_destination(name: str, model: Models, new_context: 
     ctx = new_context(model(name))
     feed(ctx, (0, 0, tokens(8)))
     feed(ctx, (1, 0, tokens(8, 1)))
-    with pytest.raises(InvalidArgument, match="sequence 1 already holds other rows"):
+    with pytest.raises(InvalidArgument, match="sequence 1 (already )?holds .*seq_rm them first"):
         ctx.memory.seq_cp(0, 1)
 
 

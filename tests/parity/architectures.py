@@ -119,6 +119,7 @@ SAMPLE = (
     "llama-dense",
     "mamba2-dense",
     "minimax-m3-moe",
+    "plamo2-dense",
     "qwen35-dense",
     "qwen4exp-moe",
 )
