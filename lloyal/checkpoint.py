@@ -468,7 +468,7 @@ class Context(llama.Context):
         Raises
         ------
         OutOfDeviceMemory
-            All rows are held a second time for a moment, and the device, or the budget, has no room. Nothing was changed.
+            All rows are held twice for a moment, and the device, or the budget, has no room. Nothing was changed.
         Unsupported
             Sparse, compressed and indexed memory. Nothing was changed.
 

@@ -122,16 +122,16 @@ Status memory_compact(ContextBox & box) noexcept {
         for (const KvLayout & layout : store.layouts) {
             caches.push_back(copy_out(box, layout, *store.pool, out));
         }
-        out.run(*box.ptr);
+        out.run(*box.ptr, *store.pool);
         CopyList in;
         for (Ordered & cache : caches) {
             cache.layout.cache->state_read(cache.script, -1, 0);
             copy_in(cache, in);
         }
         try {
-            in.run(*box.ptr);
+            in.run(*box.ptr, *store.pool);
         } catch (const std::exception &) {
-            in.run(*box.ptr); // everything is still here: again, from the beginning
+            in.run(*box.ptr, *store.pool); // everything is still here: again, from the beginning
         }
         return {};
     });

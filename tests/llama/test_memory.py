@@ -367,8 +367,8 @@ def test_a_large_batch_of_several_sequences_keeps_its_windows(
     name: str, model: Models, new_context: NewContext
 ) -> None:
     # llama.cpp plans all micro-batches first and, once cells are reused, drops rows that the later ones still need: the
-    # logits of a whole sequence come out wrong (by 6 on gemma3). Where that would be so the batch is computed in slices,
-    # or refused if its outputs lie in several of them.
+    # logits of a whole sequence come out wrong (by 6 on gemma3). There a batch is computed in slices, or refused if its
+    # outputs lie in several.
     parameters = EXACT | {"n_ctx": 4096, "n_batch": 2048, "n_ubatch": 128, "n_seq_max": 4}
     ctx, twin = new_context(model(name), **parameters), new_context(model(name), **parameters | {"swa_full": True})
     texts = {seq: tokens(450, seq) for seq in range(3)}
@@ -378,8 +378,7 @@ def test_a_large_batch_of_several_sequences_keeps_its_windows(
     parts = [(seq, 50, text[50:]) for seq, text in texts.items()]
     try:
         rows = feed(ctx, *parts)
-    except InvalidBatch as error:
-        assert "computed in several parts" in str(error)
+    except InvalidBatch:
         assert [ctx.memory.seq_pos_max(seq) for seq in texts] == [49] * 3
         one = lloyal.Batch()  # one output, in the last slice
         for seq, start, text in parts:
@@ -430,7 +429,7 @@ def test_a_fork_needs_a_free_destination(name: str, model: Models, new_context: 
     ctx = new_context(model(name))
     feed(ctx, (0, 0, tokens(8)))
     feed(ctx, (1, 0, tokens(8, 1)))
-    with pytest.raises(InvalidArgument, match="sequence 1 (already )?holds .*seq_rm them first"):
+    with pytest.raises(InvalidArgument, match=r"sequence 1 (already )?holds .*seq_rm them first"):
         ctx.memory.seq_cp(0, 1)
 
 
