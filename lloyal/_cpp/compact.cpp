@@ -79,9 +79,9 @@ void copy_in(const Ordered & ordered, CopyList & copies) {
         for (size_t t = 0; ordered.chunks[s] && t < tensors.size(); ++t) {
             const Chunk & chunk = *ordered.chunks[s];
             for (uint32_t k = 0; k < tensors[t].n_pieces; ++k) {
-                const Slice from = chunk.slice(tensors[t], t, 0, k);
-                copies.add({from.tensor, from.offset, tensors[t].tensor, tensors[t].offset(0, k),
-                            chunk.n_rows * tensors[t].piece});
+                const RowPlace from = chunk.place(tensors[t], t), to = tensors[t].place();
+                copies.add({from.tensor, row_offset(from, tensors[t].piece, 0, k), to.tensor,
+                            row_offset(to, tensors[t].piece, 0, k), chunk.n_rows * tensors[t].piece});
             }
         }
     }

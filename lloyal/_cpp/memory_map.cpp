@@ -169,6 +169,9 @@ std::vector<Pos> MemoryMap::positions(const llama_kv_cache & cache, int32_t seq)
 }
 
 int64_t MemoryMap::n_rows(const llama_kv_cache & cache, int32_t seq, Pos begin, Pos end) {
+    if (begin >= end) {
+        return 0;
+    }
     const auto & held = cache.get_cells(seq).seq_pos_get(seq);
     return std::distance(held.lower_bound({begin, 0}), held.lower_bound({end, 0}));
 }

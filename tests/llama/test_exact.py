@@ -15,6 +15,7 @@ import pytest
 
 import lloyal
 from lloyal import checkpoint_format, errors
+from tests.abuse.models import write
 from tests.checkpoints.raw_state import parse
 from tests.decode import distance, feed, some
 from tests.models import N_EMBD, tiny
@@ -107,6 +108,16 @@ def test_a_copy_over_a_hole_keeps_what_the_destination_holds_there(load: Load, n
         saved.restore(2)
         saved.restore(1)
         assert distance(*feed(ctx, (2, 60, text[60:]), (1, 60, text[60:]))) < TOLERANCE
+
+
+def test_a_copy_brings_only_the_first_rows(load: Load, new_context: Make) -> None:
+    model, text = load("gemma3"), some(72)
+    ctx = new_context(model)
+    feed(ctx, (0, 0, text[:71]))
+    ctx.memory.seq_cp(0, 1, 2, -1)
+    ctx.memory.seq_cp(0, 1)
+    assert ctx.memory.provenance(1) == ctx.memory.provenance(0)
+    assert distance(feed(ctx, (1, 71, text[71:]))[0], next_logits(model, new_context, text)) < TOLERANCE
 
 
 @pytest.mark.parametrize("name", ["mamba2", "lfm2", "falcon-h1"])
@@ -358,6 +369,35 @@ def test_bytes_of_a_sequence_that_is_not_here_can_be_copied(load: Load, new_cont
                 copied.restore()
             copied.restore(1)
     assert small.memory.seq_pos_max(1) == 19
+
+
+def test_a_state_goes_with_what_was_encoded(new_context: Make, tmp_path: Path) -> None:
+    """Every row of a decoder depends on the encoder's output, which is in no state."""
+    with lloyal.Model(write("t5", tmp_path)) as model:
+        ctx, other = new_context(model, n_ctx=256), new_context(model, n_ctx=256)
+        source = lloyal.Batch()
+        source.extend(some(9), 0, 0, True)
+        for context in (ctx, other):
+            context.encode(source)
+            feed(context, (0, 0, [1, 2, 3]))
+        with ctx.checkpoint(0) as saved:
+            expected = feed(ctx, (0, 3, [4]))[0]
+            saved.restore(0)
+            assert distance(feed(ctx, (0, 3, [4]))[0], expected) < TOLERANCE
+            with pytest.raises(errors.StaleCheckpoint, match="encode"):
+                saved.restore(0, ctx=other)
+            with pytest.raises(errors.Unsupported, match="encode"):
+                saved.to_bytes()
+            data = ctx.state_seq_get_data_ext(0, 2)
+            ctx.encode(source)
+            before = everything(ctx)
+            with pytest.raises(errors.StaleCheckpoint, match="encode"):
+                saved.restore(0)
+            with pytest.raises(errors.StaleCheckpoint, match="encode"):
+                ctx.state_seq_set_data_ext(data, 0, 2)
+            assert everything(ctx) == before
+        ctx.close()
+        other.close()
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "lfm2", "mamba2", "qwen35"])
