@@ -389,6 +389,7 @@ def test_a_state_goes_with_what_was_encoded(new_context: Make, tmp_path: Path) -
             with pytest.raises(errors.Unsupported, match="encode"):
                 saved.to_bytes()
             data = ctx.state_seq_get_data_ext(0, 2)
+            ctx.memory.seq_rm(0)
             ctx.encode(source)
             before = everything(ctx)
             with pytest.raises(errors.StaleCheckpoint, match="encode"):
