@@ -128,9 +128,27 @@ def sanitize(session: nox.Session) -> None:
 
 
 @nox.session
+def fuzz(session: nox.Session) -> None:
+    """An hour of each generator in ``tests/fuzz``, with the seed of the day; ``-- 600`` for other seconds."""
+    install(session, "test")
+    seconds = session.posargs[0] if session.posargs else "3600"
+    for path in sorted((ROOT / "tests/fuzz").glob("*.py")):
+        if '"--seconds"' in path.read_text() and path.stem != "defects":
+            session.run("python", "-P", str(path), "--seconds", seconds)
+
+
+@nox.session
+def defects(session: nox.Session) -> None:
+    """Put each of ``tests/fuzz/defects`` back in and see that its generator finds it; ``-- NAME...`` for some."""
+    install(session, "test")
+    session.install("scikit-build-core>=0.11", "cython>=3.1")
+    session.run("python", "-P", "tests/fuzz/defects.py", *session.posargs)
+
+
+@nox.session
 def nightly(session: nox.Session) -> None:
-    """What is too long for a change: the full suite, the sanitizers, both wheels and the sdist."""
-    for name in ("full", "sanitize", "wheel", "sdist", "docs"):
+    """What is too long for a change: the full suite, generators, the sanitizers, both wheels and the sdist."""
+    for name in ("full", "fuzz", "sanitize", "wheel", "sdist", "docs"):
         session.notify(name)
     if shutil.which("nvidia-smi"):
         session.notify("gpu")

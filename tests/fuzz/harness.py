@@ -26,10 +26,12 @@ class Worker:
         self.seconds = seconds
         self.process: subprocess.Popen[bytes] | None = None
         self.buffer = b""
+        self.spoke = False
         self.errors = Path(tempfile.mkstemp(prefix="lloyal-fuzz-", suffix=".log")[1])
 
     def start(self) -> subprocess.Popen[bytes]:
         self.buffer = b""
+        self.spoke = False
         with self.errors.open("wb") as errors:
             return subprocess.Popen(
                 [sys.executable, "-P", "-X", "faulthandler", str(ROOT / "tests/fuzz/serve.py"), str(ROOT), self.module],
@@ -78,6 +80,7 @@ class Worker:
                     return None
                 self.buffer += got
         line, self.buffer = self.buffer.split(b"\n", 1)
+        self.spoke = True
         return line
 
     def died(self) -> dict[str, Any]:
@@ -85,6 +88,9 @@ class Worker:
         try:
             self.process.wait(0.5)
             code = self.process.returncode
+            if code >= 0 and not self.spoke:
+                text = self.errors.read_text(errors="replace")
+                raise RuntimeError(f"{self.module} did not start, it ended with {code}:\n{text[-2000:]}")
             what = signal.Signals(-code).name if code < 0 else f"exit code {code}"
             kind = "died"
         except subprocess.TimeoutExpired:

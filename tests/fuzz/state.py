@@ -2,6 +2,7 @@
 
     python -P tests/fuzz/state.py --seconds 600 --seed 7
     python -P tests/fuzz/state.py --config gemma3          only this model
+    python -P tests/fuzz/state.py --config arch:deepseek4  one of llama.cpp's generated models; or a file of them
     python -P tests/fuzz/state.py --replay FILE            what a failure printed
 
 A failure is cut down to the operations it needs and printed as something that can be run again. The exit code is 1 if
@@ -11,22 +12,27 @@ there was one.
 from __future__ import annotations
 
 import argparse
+import atexit
 import datetime
 import json
 import math
 import random
+import shutil
+import subprocess
 import sys
+import tempfile
 import time
+import types
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
-from serve import find_tests
+if not __package__:  # started as a script: `tests` without the checkout on the path, where lloyal/ is not compiled
+    _tests = types.ModuleType("tests")
+    _tests.__path__ = [str(Path(__file__).resolve().parents[1])]
+    sys.modules["tests"] = _tests
 
-find_tests(Path(__file__).parents[2])
-
-from tests.fuzz.harness import Worker, shrink  # noqa: E402
-from tests.fuzz.state_config import KNOWN, Config  # noqa: E402
+from tests.fuzz.harness import ROOT, Worker, shrink
+from tests.fuzz.state_config import KNOWN, Config
 
 
 class Fuzz:
@@ -109,6 +115,16 @@ def read(path: Path) -> dict[str, Any]:
     return {"config": lines[0], "ops": lines[1:]}
 
 
+def generated(arch: str) -> str:
+    """A model of an architecture, made by tools/archs; the file lives as long as this process."""
+    folder = tempfile.mkdtemp(prefix="lloyal-arch-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    command = [sys.executable, "-P", str(ROOT / "tools/archs"), folder, "--arch", f"^{arch}$"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    path: str = json.loads(done.stdout.splitlines()[0])["path"]
+    return path
+
+
 def avoided(names: list[str]) -> tuple[str, ...]:
     return tuple(KNOWN) if list(names) == ["known"] else tuple(names)
 
@@ -117,7 +133,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--seed", default=str(datetime.date.today()), help="default: the day")
-    parser.add_argument("--config", help="only this model")
+    parser.add_argument("--config", help="only this model, or this file")
     parser.add_argument("--steps", type=int, default=60, help="operations of a history")
     parser.add_argument("--left-out", nargs="*", default=(), help="operations not to use")
     parser.add_argument("--avoid", nargs="*", default=(), help="names of state_config.KNOWN, or 'known' for all")
@@ -132,7 +148,10 @@ def main() -> int:
         worker.close()
         print(json.dumps(answer["counts"]), "\n" + (answer["problem"] or {"message": "fine"})["message"])
         return bool(answer["problem"])
-    fuzz = Fuzz(arguments.seed, arguments.config, tuple(arguments.left_out), avoided(arguments.avoid))
+    model = arguments.config
+    if model and model.startswith("arch:"):
+        model = generated(model.removeprefix("arch:"))
+    fuzz = Fuzz(arguments.seed, model, tuple(arguments.left_out), avoided(arguments.avoid))
     begin = time.monotonic()
     n_failed = number = 0
     while True:
@@ -165,4 +184,8 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except RuntimeError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)

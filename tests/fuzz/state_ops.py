@@ -89,26 +89,32 @@ class Decode(Op):
         side = any_side(w, rng)
         free = [seq for seq in range(side.n_seq) if seq not in side.held] or [0]
         rng.shuffle(free)
-        kind = "e" if rng.random() < 0.12 else "t"
+        kind = "e" if rng.random() < 0.12 and w.config.tiny else "t"
         limit = side.config.n_batch
         most_parts = rng.choice((1, 1, 1, 2, 2, 3, 8))
-        if "several parts" in w.avoid and w.config.has_window:
-            limit = min(limit, side.config.n_ubatch)
-            most_parts = 1 if w.config.has_state else most_parts
+        streams = w.config.has_window and w.config.has_state and not w.config.unified
+        if "parts of streams" in w.avoid and streams:
+            limit, most_parts = min(limit, side.config.n_ubatch), 1
         parts = []
         for seq in free[:most_parts]:
             most = rng.choice((1, 1, 2, 4, 8, 12, 20, 40, limit))
             n = min(rng.randint(1, most), limit)
-            repeat = kind == "e" and w.config.mrope and "repeats" not in w.avoid and rng.random() < 0.5
+            repeat = kind == "e" and w.config.mrope and rng.random() < 0.5
             gap = rng.choice((1, 5) if kind == "e" and w.config.mrope else (1, -1, 5)) if rng.random() < 0.03 else 0
+            if not side.seqs[seq].rows and rng.random() < 0.1:
+                gap = rng.choice((3, 10, 40))  # a sequence may begin anywhere
             parts.append({"seqs": [seq], "n": 1 if repeat else n, "gap": -1 if repeat else gap})
             limit -= n
             if limit < 1:
                 break
-        if len(free) > 1 and rng.random() < 0.12:
+        if (
+            len(free) > 1
+            and rng.random() < 0.12
+            and not ("coupled n-grams" in w.avoid and "qwen4exp" in w.config.model)
+        ):
             same = [seq for seq in free if side.seqs[seq].rows == side.seqs[free[0]].rows]
             level = [seq for seq in free if side.seqs[seq].end == side.seqs[free[0]].end]
-            if rng.random() < 0.3 and "coupled apart" not in w.avoid:
+            if rng.random() < 0.3:
                 same = level
             together = same[: rng.randint(2, 4)]
             n = rng.randint(1, min(6, side.config.n_batch))
@@ -205,10 +211,6 @@ class Remove(Op):
         p0, p1 = a_range(side.seqs[seq], rng)
         if rng.random() < 0.08:
             seq = -1
-            if "part of all" in w.avoid:
-                p0, p1 = -1, -1
-        elif "holes in windows" in w.avoid and w.config.has_window and p1 >= 0:
-            p0 = -1
         return {"side": side.which, "seq": seq, "p0": p0, "p1": p1}
 
     def apply(self, w: World, side: int, seq: int, p0: int, p1: int) -> None:
@@ -268,13 +270,13 @@ class Copy(Op):
         side = any_side(w, rng)
         src = a_sequence(side, rng, 0.95)
         empty = [seq for seq, content in enumerate(side.seqs) if not content.rows]
-        dst = rng.choice(empty) if empty and rng.random() < 0.5 else rng.randrange(side.n_seq)
-        if "copy onto" in w.avoid:
-            if not empty:
-                return None
-            dst = rng.choice(empty)
-        part = rng.random() < 0.4 and not ("part of a window" in w.avoid and w.config.has_window)
-        p0, p1 = a_range(side.seqs[src], rng) if part else (-1, -1)
+        dst = rng.choice(empty) if empty and rng.random() < 0.4 else rng.randrange(side.n_seq)
+        # Back onto what has rows in common with it: forks that were trimmed, decoded on, or lost some in the middle.
+        held = set(side.seqs[src].rows)
+        kin = [seq for seq, content in enumerate(side.seqs) if seq != src and not held.isdisjoint(content.rows)]
+        if kin and rng.random() < 0.4:
+            dst = rng.choice(kin)
+        p0, p1 = a_range(side.seqs[src], rng) if rng.random() < 0.4 else (-1, -1)
         return {"side": side.which, "src": src, "dst": dst, "p0": p0, "p1": p1}
 
     def apply(self, w: World, side: int, src: int, dst: int, p0: int, p1: int) -> None:
@@ -327,8 +329,6 @@ class Shift(Op):
         side = any_side(w, rng)
         seq = a_sequence(side, rng, 0.95)
         content = side.seqs[seq]
-        if "shifted windows" in w.avoid and w.config.has_window:
-            return None
         p0, p1 = a_range(content, rng)
         positions = sorted(set(content.positions()))
         holes = [(a, b) for a, b in itertools.pairwise(positions) if b > a + 1]
@@ -447,7 +447,7 @@ def long_start(config: Any, rng: random.Random, avoid: frozenset[str]) -> list[t
     n_left = rng.randint(config.n_ctx // 2, config.n_ctx)
     while n_left > 0:
         n = min(config.n_batch, n_left)
-        if "several parts" in avoid and config.has_window:
+        if "parts of streams" in avoid and config.has_window:
             n = min(n, config.n_ubatch)
         seq = rng.randrange(min(2, config.n_seq_max))
         part = {"seqs": [seq], "n": n, "gap": 0}

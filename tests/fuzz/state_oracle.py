@@ -200,7 +200,7 @@ class Slot:
         return parse(self.ctx.state_seq_get_data_ext(0), self.config.kind, self.config.mrope)
 
     def take(self, recipe: Recipe, p0: int, p1: int) -> None:
-        if self.config.has_state:
+        if self.config.has_state or not self.config.readable:
             raise NotComparable
         memory = self.ctx.memory
         mine, own = self.recipe, self.state()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from typing import Any
 
@@ -11,6 +12,7 @@ import lloyal
 from lloyal.errors import StaleCheckpoint
 from tests.fuzz.state_model import EMPTY, Content, edited, fresh
 from tests.fuzz.state_ops import Args, Op, a_sequence, any_side, fault, op
+from tests.fuzz.state_oracle import embedding
 from tests.fuzz.state_world import Side, Violation, World
 
 try:
@@ -72,10 +74,6 @@ def names(w: World, kind: type) -> list[str]:
     return [name for name, saved in w.saved.items() if isinstance(saved, kind)]
 
 
-def with_holes(content: Content) -> bool:
-    return content.begin > 0 or len(set(content.positions())) != content.end
-
-
 def leaves_out(w: World, flags: int) -> bool:
     return bool(flags & PARTIAL) and (w.config.has_state or w.config.has_window)
 
@@ -114,12 +112,6 @@ class Set(Op):
         name = rng.choice(found)
         side = w.saved[name].side if rng.random() < 0.85 else any_side(w, rng)
         dest = rng.choice((w.saved[name].seq, rng.randrange(side.n_seq)))
-        if "states into held cells" in w.avoid and dest in side.held:
-            return None
-        if "states with holes" in w.avoid and with_holes(w.saved[name].content):
-            return None
-        if "empty parts" in w.avoid and w.saved[name].flags & PARTIAL and not w.saved[name].content.rows:
-            return None
         return {"name": name, "side": side.which, "dest": dest}
 
     def apply(self, w: World, name: str, side: int, dest: int) -> None:
@@ -151,9 +143,10 @@ class Set(Op):
 
 
 def read_back(w: World, content: Content) -> Content:
-    """A state in llama.cpp's own form of recurrent memory does not say where it began."""
+    """The same rows in other cells: what a checkpoint held is not held any more."""
     if w.config.kind != "recurrent" or content.begin == 0:
-        return content
+        return dataclasses.replace(content)
+    # A state in llama.cpp's own form of recurrent memory does not say where it began.
     return Content(tuple((pos, fresh()) for pos in range(content.end)), content.recipe, content.state)
 
 
@@ -175,10 +168,6 @@ class Context_State(Op):
 
     def propose(self, w: World, rng: random.Random) -> Args | None:
         found = names(w, Whole)
-        if "states with holes" in w.avoid:
-            found = [name for name in found if not any(map(with_holes, w.saved[name].contents))]
-        if "states into held cells" in w.avoid and any(side.held for side in w.sides):
-            return None
         if found and rng.random() < 0.6:
             return {"side": any_side(w, rng).which, "name": rng.choice(found)}
         return {"side": any_side(w, rng).which, "to": w.new_name()}
@@ -210,10 +199,6 @@ class Sequence_File(Op):
     def propose(self, w: World, rng: random.Random) -> Args | None:
         side = any_side(w, rng)
         found = names(w, File)
-        if "states with holes" in w.avoid:
-            found = [name for name in found if not any(map(with_holes, w.saved[name].contents))]
-        if "states into held cells" in w.avoid and side.held:
-            return None
         if found and rng.random() < 0.6:
             return {"side": side.which, "name": rng.choice(found), "seq": rng.randrange(side.n_seq)}
         whole = rng.random() < 0.3
@@ -320,7 +305,8 @@ class Restore(Op):
             what += " fault" if fault is not None else ""
             error = w.attempt(what, lambda: checkpoint.restore(dest, ctx=s.ctx if other else None))
         if error is None:
-            if partial and where != "cells" and w.config.kind != "recurrent" and not continues(there, kept.content):
+            left_out = partial and where != "cells" and leaves_out(w, PARTIAL) and w.config.kind != "recurrent"
+            if left_out and w.config.readable and not continues(there, kept.content):
                 raise Violation("accepted", f"a partial checkpoint onto sequence {dest}, which holds other rows")
             if dest in s.held:
                 raise Violation("accepted", f"a restore into sequence {dest}, which holds a checkpoint")
@@ -346,8 +332,6 @@ class Convert(Op):
         if not found:
             return None
         how = rng.choice(("bytes", "host"))
-        if "smaller contexts" in w.avoid and len(w.sides) > 1:
-            how = "host"
         return {"name": rng.choice(found), "how": how, "side": any_side(w, rng).which, "to": w.new_name()}
 
     def apply(self, w: World, name: str, how: str, side: int, to: str) -> None:
@@ -377,7 +361,7 @@ class Edit(Op):
 
     def propose(self, w: World, rng: random.Random) -> Args | None:
         found = [name for name in names(w, Kept) if not w.saved[name].checkpoint.partial]
-        if not found or "edited files" in w.avoid or ("smaller contexts" in w.avoid and len(w.sides) > 1):
+        if not found:
             return None
         side = any_side(w, rng)
         claim = a_sequence(side, rng) if rng.random() < 0.5 else None
@@ -450,8 +434,6 @@ class Compact(Op):
     weight = 0.7
 
     def propose(self, w: World, rng: random.Random) -> Args | None:
-        if "compaction" in w.avoid:
-            return None
         return {"side": any_side(w, rng).which, "fault": rng.randint(0, 12) if rng.random() < 0.15 else None}
 
     def apply(self, w: World, side: int, fault: int | None) -> None:
@@ -488,3 +470,38 @@ class Budget(Op):
         else:
             checkpoints.evict = evict
             checkpoints.budget = None if what == "none" else int(checkpoints.nbytes * share)
+
+
+@op
+class Child(Op):
+    """A context of the prediction head on top of this one: what is done with it leaves its parent alone."""
+
+    weight = 1.0
+
+    def propose(self, w: World, rng: random.Random) -> Args | None:
+        if w.config.model != "qwen35-mtp":
+            return None
+        side = any_side(w, rng)
+        return {"side": side.which, "seq": a_sequence(side, rng), "tokens": [rng.randrange(64) for _ in range(4)]}
+
+    def apply(self, w: World, side: int, seq: int, tokens: list[int]) -> None:
+        if side >= len(w.sides) or seq >= w.sides[side].n_seq:
+            return
+        s = w.sides[side]
+        with lloyal.Context(
+            w.model, type="mtp", parent=s.ctx, n_ctx=256, n_batch=64, n_seq_max=s.n_seq, n_threads=1
+        ) as child:
+            batch = lloyal.llama.BatchExt(child)
+            for pos, number in enumerate(tokens):
+                at = batch.add_token(seq, number)
+                batch.set_pos(at, pos)
+                batch.set_embd_token(at, embedding(number)[0])
+
+            def call() -> None:
+                child.process("decode", batch)
+                with child.checkpoint(seq) as checkpoint:
+                    child.memory.seq_rm(seq)
+                    checkpoint.restore()
+                child.memory.clear()
+
+            w.attempt("child", call)

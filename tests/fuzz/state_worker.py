@@ -36,6 +36,11 @@ def generate(world: World, rng: random.Random, steps: int, left_out: frozenset[s
     names = [name for name in OPS if name not in left_out]
     # Some histories are about few things, so that those meet often.
     weights = [WEIGHTS[name] * rng.choice((0.2, 1.0, 1.0, 3.0)) for name in names]
+    if rng.random() < 0.5:
+        few = {"decode", *rng.sample(names, 3)}
+        weights = [
+            max(weight, 4.0) if name in few else 0.1 * weight for name, weight in zip(names, weights, strict=True)
+        ]
     start = long_start(world.config, rng, world.avoid) if rng.random() < 0.4 else []
     for name, args in start:
         say(op=[name, args])

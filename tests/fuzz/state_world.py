@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import re
+import shutil
 import tempfile
 from collections.abc import Callable
 from functools import cache
@@ -14,11 +16,11 @@ import numpy as np
 
 import lloyal
 from lloyal.errors import LloyalError
-from tests.fuzz.state_config import Config
+from tests.fuzz.state_config import Config, loaded
 from tests.fuzz.state_model import EMPTY, Content, groups
 from tests.fuzz.state_native import View, view
 from tests.fuzz.state_oracle import Oracle
-from tests.models import RECIPES, tiny
+from tests.models import RECIPES
 
 Run = tuple[int, int, int, int]
 
@@ -50,16 +52,12 @@ class Side:
 
 
 @cache
-def loaded(name: str) -> lloyal.Model:
-    return lloyal.Model(tiny(name))
-
-
-@cache
 def adapters(name: str) -> list[lloyal.llama.LoraAdapter]:
     """Two adapters of keys, queries and the feed-forward part."""
     made = []
     recipe = RECIPES[name](0)
     folder = Path(tempfile.mkdtemp(prefix="lloyal-adapter-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     for seed in (1, 2):
         rng = np.random.default_rng(seed)
         path = folder / f"{name}-{seed}.gguf"
@@ -116,6 +114,7 @@ class World:
             saved.release()
         for side in self.sides:
             side.ctx.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     # Calls
 
@@ -198,6 +197,8 @@ class World:
             return
         if self.config.kind == "attention" and low != content.begin:
             raise Violation("position", f"{here}: seq_pos_min is {low}, it must hold {_brief(content)}")
+        if not self.config.readable:
+            return
         blob = side.ctx.state_seq_get_data_ext(seq)
         key = hash(blob[8:])
         if side.seen[seq] == (content, key):
