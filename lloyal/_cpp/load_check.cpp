@@ -10,6 +10,8 @@
 #include "llama-ext.h"
 #include "llama-model.h"
 
+#include "ggml-backend-impl.h"
+
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -283,6 +285,13 @@ Status model_load(const std::vector<std::string> & paths, llama_model_params par
 
 Status model_save(ModelBox & model, const std::string & path) noexcept {
     return fenced(Code::decode_failed, [&]() -> Status {
+        for (const auto & [name, tensor] : model.ptr->tensors_by_name) {
+            if (tensor->buffer && !tensor->buffer->iface.get_tensor) {
+                return Status(Code::unsupported,
+                              text("tensor '", name, "' is kept as ", ggml_backend_buffer_name(tensor->buffer),
+                                   ", which cannot be read back: load the model with use_extra_bufts=False"));
+            }
+        }
         log_mark();
         llama_model_save_to_file(model.ptr, path.c_str());
         return {};

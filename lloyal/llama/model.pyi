@@ -49,7 +49,7 @@ class Model(ModelInfo):
         Raises
         ------
         Unsupported
-            The model was loaded with vocab_only=True.
+            The model was loaded with vocab_only=True, or its weights were repacked (use_extra_bufts=True).
         OSError
             It cannot be written there; what was there before is untouched.
 
