@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <string_view>
 
 namespace lloyal {
 namespace {
@@ -103,7 +104,8 @@ bool types_fit(const ggml_tensor & node) {
         case GGML_OP_FILL:
         case GGML_OP_LEAKY_RELU: return a == node.type && (a == GGML_TYPE_F32 || a == GGML_TYPE_F16);
         case GGML_OP_MUL_MAT:
-        case GGML_OP_OUT_PROD: return is_weight_type(a) && is_real(b);
+        case GGML_OP_OUT_PROD:
+            return is_weight_type(a) && (b == GGML_TYPE_F32 || (b == a && is_real(a)) || (a == GGML_TYPE_F32 && is_real(b)));
         case GGML_OP_MUL_MAT_ID: return is_weight_type(a) && b == GGML_TYPE_F32 && type_of(node, 2) == GGML_TYPE_I32;
         case GGML_OP_GET_ROWS: return (is_weight_type(a) || a == GGML_TYPE_I32) && b == GGML_TYPE_I32;
         case GGML_OP_SET_ROWS:
@@ -243,9 +245,12 @@ void graph_check_install(llama_context & context) {
     ggml_backend_sched_t sched = context.get_sched();
     for (int i = 0; i < ggml_backend_sched_get_n_backends(sched); ++i) {
         ggml_backend_t backend = ggml_backend_sched_get_backend(sched, i);
-        // Other devices are given only what they say they can do. The processor says yes to nearly everything.
-        if (ggml_backend_dev_type(ggml_backend_get_device(backend)) == GGML_BACKEND_DEVICE_TYPE_CPU &&
-            !backend->iface.graph_optimize) {
+        ggml_backend_dev_t device = ggml_backend_get_device(backend);
+        // Other devices are given only what they say they can do. The processor says yes to nearly everything, and
+        // what stands for a device of a server to everything.
+        const std::string_view kind = ggml_backend_reg_name(ggml_backend_dev_backend_reg(device));
+        const bool agrees = ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_CPU || kind.starts_with("RPC");
+        if (agrees && !backend->iface.graph_optimize) {
             backend->iface.graph_optimize = on_plan;
         }
     }

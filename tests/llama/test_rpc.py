@@ -18,6 +18,8 @@ import pytest
 
 import lloyal.llama as ll
 from lloyal.errors import InvalidArgument, LoadFailed
+from tests.fuzz.gguf_file import encode, parse
+from tests.fuzz.gguf_mutate import retype
 from tests.models import N_VOCAB, tiny
 from tests.rpc import CountingProxy, free_port, server
 
@@ -247,3 +249,14 @@ def test_serving_beyond_loopback_is_warned_about(caplog: pytest.LogCaptureFixtur
     with pytest.raises(LoadFailed, match=r"cannot listen on 192.0.2.1:50052"):
         ll.rpc_serve("192.0.2.1:50052")
     assert "never expose it to an open network" in caplog.text
+
+
+def test_a_server_is_not_asked_for_what_it_would_die_of(proxy: CountingProxy, tmp_path: Path) -> None:
+    """It says of itself that it can do everything, and its processor aborts as ours would."""
+    file = parse(tiny("llama").read_bytes())
+    retype(next(tensor for tensor in file.tensors if tensor.name == b"blk.1.attn_norm.weight"), 1)
+    path = tmp_path / "m.gguf"
+    path.write_bytes(encode(file).data)
+    refusal = r"'blk.1.attn_norm.weight' \(f16"
+    with ll.Model(path, devices=ll.rpc_device(proxy.endpoint)) as model, pytest.raises(LoadFailed, match=refusal):
+        context(model)
