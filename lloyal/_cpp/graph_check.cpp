@@ -105,14 +105,14 @@ bool types_fit(const ggml_tensor & node) {
         case GGML_OP_LEAKY_RELU: return a == node.type && (a == GGML_TYPE_F32 || a == GGML_TYPE_F16);
         case GGML_OP_MUL_MAT:
         case GGML_OP_OUT_PROD:
-            return is_weight_type(a) && (b == GGML_TYPE_F32 || (b == a && is_real(a)) || (a == GGML_TYPE_F32 && is_real(b)));
+            return is_weight_type(a) &&
+                   (b == GGML_TYPE_F32 || (b == a && is_real(a)) || (a == GGML_TYPE_F32 && is_real(b)));
         case GGML_OP_MUL_MAT_ID: return is_weight_type(a) && b == GGML_TYPE_F32 && type_of(node, 2) == GGML_TYPE_I32;
         case GGML_OP_GET_ROWS: return (is_weight_type(a) || a == GGML_TYPE_I32) && b == GGML_TYPE_I32;
         case GGML_OP_SET_ROWS:
             return (a == GGML_TYPE_F32 || a == GGML_TYPE_F16) && (b == GGML_TYPE_I32 || b == GGML_TYPE_I64);
         case GGML_OP_SOFT_MAX: return a == GGML_TYPE_F32 && is_real(b) && b != GGML_TYPE_BF16 && f32(node, 2, 2);
-        case GGML_OP_ROPE:
-            return (a == GGML_TYPE_F32 || a == GGML_TYPE_F16) && b == GGML_TYPE_I32 && f32(node, 2, 2);
+        case GGML_OP_ROPE: return (a == GGML_TYPE_F32 || a == GGML_TYPE_F16) && b == GGML_TYPE_I32 && f32(node, 2, 2);
         case GGML_OP_FLASH_ATTN_EXT:
             return a == GGML_TYPE_F32 && is_weight_type(b) && is_weight_type(type_of(node, 2)) &&
                    (!node.src[3] || node.src[3]->type == GGML_TYPE_F16) && f32(node, 4, 4);
@@ -217,7 +217,8 @@ void on_plan(ggml_backend_t backend, ggml_cgraph * graph, ggml_backend_graph_opt
             throw Failure(Code::load_failed, why);
         }
         if (!ggml_backend_supports_op(backend, &node)) {
-            throw Failure(Code::load_failed, message(node, text(ggml_backend_name(backend), " has no kernel for these types")));
+            throw Failure(Code::load_failed,
+                          message(node, text(ggml_backend_name(backend), " has no kernel for these types")));
         }
     }
 }
