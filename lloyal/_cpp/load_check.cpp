@@ -112,6 +112,21 @@ Status check_divisor(const gguf_context & file, std::string_view end, const llam
     return {};
 }
 
+// Tensors that llama.cpp calls optional and computes with all the same.
+Status check_present(const llama_model & model) {
+    const bool decodes = model.arch == LLM_ARCH_T5;
+    if ((!decodes && model.arch != LLM_ARCH_T5ENCODER) || model.layers.empty()) {
+        return {};
+    }
+    // Layers without a bias of positions use that of the first one.
+    const llama_layer & first = model.layers[0];
+    if (!first.attn_rel_b_enc || (decodes && !first.attn_rel_b)) {
+        return Status(Code::load_failed,
+                      text("tensor '", first.attn_rel_b_enc ? "dec" : "enc", ".blk.0.attn_rel_b.weight' is missing"));
+    }
+    return {};
+}
+
 // Vocabularies that llama.cpp's tokenizer never comes to an end with.
 Status check_vocab(const llama_model & model) {
     const llama_vocab * vocab = llama_model_get_vocab(&model);
@@ -270,6 +285,9 @@ Status model_load(const std::vector<std::string> & paths, llama_model_params par
         out->sample = sample.take();
         out->places = std::move(owned_places); // moving keeps the strings where the list points
         Status bad = check_hparams(*model);
+        if (bad.ok() && !params.vocab_only) {
+            bad = check_present(*model);
+        }
         if (bad.ok()) {
             bad = check_vocab(*model);
         }

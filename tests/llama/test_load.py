@@ -173,6 +173,15 @@ def test_a_tensor_without_values_is_refused(tmp_path: Path) -> None:
         ll.quantize(path, tmp_path / "q.gguf", "q8_0", n_threads=1)
 
 
+@pytest.mark.parametrize("side", ["enc", "dec"])
+def test_an_optional_tensor_that_is_needed_is_named(side: str, tmp_path: Path) -> None:
+    file = models()["t5"]
+    name = f"{side}.blk.0.attn_rel_b.weight"
+    file.tensors = [tensor for tensor in file.tensors if tensor.name != name.encode()]
+    with pytest.raises(LoadFailed, match=f"'{name}' is missing"):
+        lloyal.Model(write(file, tmp_path / "m.gguf"))
+
+
 def refusal(model: lloyal.Model, path: Path) -> str | None:
     try:
         model.save(path)
