@@ -1,13 +1,14 @@
 // Compiled into llama-common, which has no hooks for the two things a library needs of it: that it does not write to
-// stderr, and that a template which calls itself without end is an error instead of a stack overflow.
+// stderr, and that a template, a schema or an answer without end is an error.
 
 #include "common_guard.h"
+
+#include "guard.h"
 
 #include "ggml.h"
 
 #include <cstdarg>
 #include <cstdio>
-#include <stdexcept>
 
 extern "C" void ggml_log_internal(ggml_log_level level, const char * format, ...); // exported by ggml-base
 
@@ -21,21 +22,9 @@ int lloyal_common_warning(FILE *, const char * format, ...) {
     return n;
 }
 
-namespace {
-
-thread_local const char * stack_end = nullptr;
-
-} // namespace
-
-void lloyal_template_stack(const void * lowest) {
-    stack_end = static_cast<const char *>(lowest);
-}
-
-// The template engine is compiled with -finstrument-functions: every function of it, destructors aside, begins here.
-extern "C" __attribute__((no_instrument_function)) void __cyg_profile_func_enter(void *, void *) {
-    if (stack_end && static_cast<const char *>(__builtin_frame_address(0)) < stack_end) {
-        throw std::runtime_error("the template is nested too deeply, or calls itself without end");
-    }
+// What reads text is compiled with -finstrument-functions: every function of it, destructors aside, begins here.
+extern "C" __attribute__((no_instrument_function)) void __cyg_profile_func_enter(void * function, void *) {
+    lloyal_budget_step(function, __builtin_frame_address(0));
 }
 
 extern "C" __attribute__((no_instrument_function)) void __cyg_profile_func_exit(void *, void *) {}

@@ -3,9 +3,6 @@
 
 #include <cstdio>
 
-// From now on a template function of this thread that begins below `lowest` raises; null: none does. Stacks grow down.
-void lloyal_template_stack(const void * lowest);
-
 // To the log of ggml, whatever the file.
 int lloyal_common_warning(FILE *, const char * format, ...);
 

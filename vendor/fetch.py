@@ -24,10 +24,11 @@ HERE = Path(__file__).resolve().parent
 TARGET = HERE / "llama.cpp"
 STAMP = TARGET / ".lloyal-source"
 
-# What a build of libllama, ggml and llama-common reads; tests/ holds the every-architecture generator.
+# What a build of libllama, ggml and llama-common reads; tests/ holds the every-architecture generator, and what upstream
+# tests chat templates and JSON schemas with, which ours must pass too.
 NEEDED = ("CMakeLists.txt", "LICENSE", "licenses", "src", "include", "ggml", "common", "cmake", "vendor")
-NEEDED_TESTS = ("tests/test-llama-archs.cpp",)
-TOOLS = ("tests", "tools", "examples", "pocs", "convert_hf_to_gguf.py")
+NEEDED_TESTS = ("tests/test-llama-archs.cpp", "tests/test-json-schema-to-grammar.cpp", "models/templates")
+TOOLS = ("tests", "tools", "examples", "pocs", "models", "convert_hf_to_gguf.py")
 # Back ends that no LLOYAL_* option builds, and headers that only multimodal input needs.
 BACK_ENDS = ("blas", "cann", "et", "hexagon", "openvino", "opencl", "sycl", "virtgpu", "webgpu", "zdnn", "zendnn")
 UNUSED = (
@@ -99,7 +100,7 @@ def unpack(sdist: Path, with_tools: bool) -> None:
 
 
 def stamp_text(with_tools: bool) -> str:
-    return f"{load_lock()['sha256']} tools={int(with_tools)}\n"
+    return f"{load_lock()['sha256']} tools={int(with_tools)} {' '.join(NEEDED_TESTS)}\n"
 
 
 def is_present(with_tools: bool) -> bool:

@@ -47,7 +47,7 @@ struct ChatPrompt {
 
 class ChatTemplates {
   public:
-    // The template of the model, or `source` if it is not empty. Throws.
+    // The template of the model, or `source` if it is not empty. Throws; runs under the budget of who calls.
     ChatTemplates(ModelHandle model, const std::string & source);
     ~ChatTemplates();
 
@@ -56,8 +56,9 @@ class ChatTemplates {
     Status apply(const ChatInputs & inputs, ChatPrompt & out) const noexcept;
 
   private:
+    Status run(const ChatInputs & inputs, ChatPrompt & out) const;
+
     ModelHandle model_;
-    size_t stack_ = 0; // bytes that parsing, running and dropping the template may take
     std::unique_ptr<common_chat_templates, void (*)(common_chat_templates *)> templates_;
 };
 using ChatTemplatesHandle = std::shared_ptr<ChatTemplates>;

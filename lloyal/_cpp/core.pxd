@@ -32,6 +32,9 @@ cdef extern from "log.hpp" namespace "lloyal" nogil:
     string log_last()
     void log_mark()
 
+cdef extern from "budget.hpp" namespace "lloyal" nogil:
+    void budget_on_poll(bool (*poll)() noexcept nogil)
+
 cdef extern from "fence.hpp" namespace "lloyal" nogil:
     void fence_install()
 

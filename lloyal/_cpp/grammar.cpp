@@ -14,7 +14,7 @@ constexpr size_t MAX_BYTES = size_t(1) << 20; // of text
 constexpr int MAX_DEPTH = 200;                // of parentheses
 constexpr uint64_t MAX_ELEMENTS = 4'000'000;  // after repetitions are written out
 constexpr uint64_t MAX_CHAIN = 5000;          // of rules that begin with a rule
-constexpr uint64_t MAX_VISITS = 10'000'000;   // of rules in llama.cpp's own search for left recursion
+constexpr uint64_t MAX_VISITS = 50'000'000;   // of elements in llama.cpp's own search for left recursion
 constexpr uint64_t MAX_TIMES = 2000;          // llama.cpp's own limit of a repetition
 
 Status invalid(std::string message) {
@@ -169,41 +169,73 @@ Status check_defined(const Rules & rules) {
 // Rules that can produce nothing at all. llama.cpp sees only those that say so directly, and fills the memory on a left
 // recursion behind another one.
 std::vector<bool> find_empty(const llama_grammar_rules & rules) {
+    struct Alternative {
+        uint32_t rule;
+        size_t left; // rules in it that are not known to be empty
+    };
+    std::vector<Alternative> alternatives;
+    std::vector<std::vector<size_t>> users(rules.size()); // alternatives that name a rule, as often as they do
     std::vector<bool> empty(rules.size(), false);
-    for (bool changed = true; changed;) {
-        changed = false;
-        for (size_t id = 0; id < rules.size(); ++id) {
-            bool all = true; // of this alternative so far
-            for (size_t i = 0; i < rules[id].size() && !empty[id]; ++i) {
-                const llama_grammar_element & element = rules[id][i];
-                if (ends_alternative(element)) {
-                    changed = changed || all;
-                    empty[id] = all;
-                    all = true;
-                } else {
-                    all = all && element.type == LLAMA_GRETYPE_RULE_REF && empty[element.value];
+    std::vector<uint32_t> found;
+    const auto mark = [&](uint32_t rule) {
+        if (!empty[rule]) {
+            empty[rule] = true;
+            found.push_back(rule);
+        }
+    };
+    for (uint32_t id = 0; id < rules.size(); ++id) {
+        std::vector<uint32_t> named;
+        bool other = false; // something that is no rule
+        for (const llama_grammar_element & element : rules[id]) {
+            if (!ends_alternative(element)) {
+                other = other || element.type != LLAMA_GRETYPE_RULE_REF;
+                named.push_back(element.value);
+                continue;
+            }
+            if (!other && named.empty()) {
+                mark(id);
+            } else if (!other) {
+                for (uint32_t rule : named) {
+                    users[rule].push_back(alternatives.size());
                 }
+                alternatives.push_back({id, named.size()});
+            }
+            named.clear();
+            other = false;
+        }
+    }
+    while (!found.empty()) {
+        const uint32_t rule = found.back();
+        found.pop_back();
+        for (size_t user : users[rule]) {
+            if (--alternatives[user].left == 0) {
+                mark(alternatives[user].rule);
             }
         }
     }
     return empty;
 }
 
-// Rules that an expansion of `rule` can begin with, as often as they are named.
+// Rules that an expansion of `rule` can begin with, as often as they are named. Not those at the end of an alternative
+// behind rules that can be empty: coming back there leaves llama.cpp with a stack it has seen.
 std::vector<uint32_t> leftmost(const llama_grammar_rule & rule, const std::vector<bool> & empty) {
     std::vector<uint32_t> out;
     bool first = true;
-    for (const llama_grammar_element & element : rule) {
-        if (ends_alternative(element)) {
-            first = true;
-        } else if (element.type == LLAMA_GRETYPE_RULE_REF) {
-            if (first) {
-                out.push_back(element.value);
+    bool begins = true;
+    for (size_t i = 0; i < rule.size(); ++i) {
+        if (ends_alternative(rule[i])) {
+            first = begins = true;
+            continue;
+        }
+        if (rule[i].type == LLAMA_GRETYPE_RULE_REF) {
+            if (first && (begins || !ends_alternative(rule[i + 1]))) {
+                out.push_back(rule[i].value);
             }
-            first = first && empty[element.value];
+            first = first && empty[rule[i].value];
         } else {
             first = false;
         }
+        begins = false;
     }
     return out;
 }
@@ -219,7 +251,10 @@ Status check_recursion(const Rules & rules) {
     };
     std::vector<Mark> marks(rules.list.size(), Mark::fresh);
     std::vector<uint64_t> depths(rules.list.size(), 1);
-    std::vector<uint64_t> visits(rules.list.size(), 1);
+    std::vector<uint64_t> visits(rules.list.size()); // of elements
+    for (size_t id = 0; id < rules.list.size(); ++id) {
+        visits[id] = rules.list[id].size();
+    }
     for (uint32_t start = 0; start < rules.list.size(); ++start) {
         std::vector<Frame> path;
         const auto enter = [&](uint32_t id) {
@@ -270,8 +305,11 @@ Status grammar_check(const llama_vocab * vocab, const std::string & grammar, con
     }
     llama_grammar_parser parser(vocab);
     const char * at = skip_space(grammar.c_str());
+    const char * counted = grammar.c_str();
+    ptrdiff_t line = 1;
     while (*at) {
-        const auto line = std::count(grammar.c_str(), at, '\n') + 1;
+        line += std::count(counted, at, '\n');
+        counted = at;
         try {
             at = parser.parse_rule(at);
         } catch (const std::exception & e) {

@@ -5,8 +5,10 @@
 #include "gguf_file.hpp"
 #include "handles.hpp"
 #include "log.hpp"
+#include "pattern.hpp"
 #include "quantize.hpp"
 
+#include "guard.h"
 #include "llama-ext.h"
 #include "llama-model.h"
 
@@ -18,7 +20,7 @@
 #include <cstring>
 #include <fstream>
 #include <map>
-#include <regex>
+#include <optional>
 #include <string_view>
 
 namespace lloyal {
@@ -53,6 +55,8 @@ Status check_hparams(const llama_model & model) {
     return {};
 }
 
+constexpr uint64_t MAX_PLACING = 20'000'000; // steps of a load that places tensors by patterns
+
 Status place_tensors(const std::vector<std::string> & patterns, const std::vector<ggml_backend_dev_t> & places,
                      TensorPlaces & out) {
     if (patterns.size() >= llama_max_tensor_buft_overrides()) {
@@ -62,8 +66,8 @@ Status place_tensors(const std::vector<std::string> & patterns, const std::vecto
     out.patterns = patterns;
     for (size_t i = 0; i < patterns.size(); ++i) {
         try {
-            (void)std::regex(patterns[i]);
-        } catch (const std::regex_error & e) {
+            (void)Pattern(patterns[i]);
+        } catch (const PatternError & e) {
             return Status(Code::invalid_argument,
                           "tensor_buft_overrides: '" + patterns[i] + "' is no regular expression: " + e.what());
         }
@@ -267,14 +271,26 @@ Status model_load(const std::vector<std::string> & paths, llama_model_params par
             }
         }
         llama_model * model;
-        if (paths.size() == 1) {
-            model = llama_model_load_from_file(paths[0].c_str(), params);
-        } else {
-            std::vector<const char *> names;
-            for (const std::string & path : paths) {
-                names.push_back(path.c_str());
+        lloyal_budget budget; // llama.cpp searches tensors' names with std::regex
+        budget.steps = MAX_PLACING;
+        {
+            std::optional<lloyal_budget_scope> scope;
+            if (!owned_places.list.empty()) {
+                scope.emplace(budget);
             }
-            model = llama_model_load_from_splits(names.data(), names.size(), params);
+            if (paths.size() == 1) {
+                model = llama_model_load_from_file(paths[0].c_str(), params);
+            } else {
+                std::vector<const char *> names;
+                for (const std::string & path : paths) {
+                    names.push_back(path.c_str());
+                }
+                model = llama_model_load_from_splits(names.data(), names.size(), params);
+            }
+        }
+        if (!model && budget.broken != lloyal_budget::limit::none) {
+            return Status(Code::invalid_argument,
+                          text("tensor_buft_overrides: to find the tensors takes more than ", MAX_PLACING, " steps"));
         }
         if (!model) {
             return Status(Code::load_failed, "llama.cpp could not load it");

@@ -1,9 +1,10 @@
 #include "sampler.hpp"
 
-#include "big_stack.hpp"
+#include "budget.hpp"
 #include "decode.hpp"
 #include "rows.hpp"
 #include "sampler_backend.hpp"
+#include "sampler_grammar.hpp"
 #include "sampler_state.hpp"
 #include "sampler_types.hpp"
 
@@ -15,11 +16,6 @@ namespace lloyal {
 namespace {
 
 constexpr int32_t MAX_CHAIN_DEPTH = 16; // llama.cpp walks nested chains by recursion
-
-// llama.cpp searches all text for a grammar's trigger with std::regex, which may recurse at every character through every
-// part of the pattern. Measured at 1 kB per character for a pattern of 35.
-constexpr size_t STACK_PER_STEP = 128;
-constexpr size_t MAX_SEARCH_STACK = size_t(1) << 30;
 
 Status refused(std::string message) {
     return Status(Code::invalid_argument, std::move(message));
@@ -62,20 +58,19 @@ std::string named(const llama_vocab * vocab, llama_token token) {
     return text("token ", token, n > 0 ? " ('" + std::string(piece, size_t(n)) + "')" : std::string());
 }
 
+// A grammar can stand in many places at once; `n` candidates are held against each.
+TextBudget grammar_budget(size_t n) {
+    return {"the grammar", 4 * n};
+}
+
 // llama.cpp throws or aborts on a token that a grammar does not allow, and is of no use afterwards.
-Status check_grammars(const SamplerBox & box, llama_token token, bool & waiting, size_t & search_stack) {
+Status check_grammars(const SamplerBox & box, llama_token token) {
     for (llama_sampler * grammar : box.grammars) {
         const GrammarPhase phase = grammar_phase(grammar);
         if (phase.dead) {
             return refused("the grammar is at a dead end: reset() the sampler");
         }
         if (phase.waiting) {
-            search_stack = std::max(search_stack, phase.n_buffered * phase.longest_pattern * STACK_PER_STEP);
-            if (search_stack > MAX_SEARCH_STACK) {
-                return refused(text("the grammar has waited for its trigger over ", phase.n_buffered,
-                                    " bytes of text, more than can be searched: reset() the sampler"));
-            }
-            waiting = true;
             continue;
         }
         llama_token_data candidate = {token, 0.0f, 0.0f};
@@ -88,38 +83,70 @@ Status check_grammars(const SamplerBox & box, llama_token token, bool & waiting,
     return {};
 }
 
-// The trigger of a lazy grammar may start it on text it does not allow; llama.cpp then throws halfway.
-Status accept_with_trigger(SamplerBox & box, llama_token token, size_t search_stack) {
+// All grammars of the chain, or none: the last one goes back by itself if it fails.
+void accept_grammars(SamplerBox & box, llama_token token) {
     std::vector<uint8_t> before;
-    save_native(box.ptr, before);
-    try {
-        on_big_stack(search_stack, [&] { llama_sampler_accept(box.ptr, token); });
-        return {};
-    } catch (const std::exception & e) {
-        const std::string reason = e.what();
-        if (Status status = load_native(box.ptr, before.data(), before.size()); !status.ok()) {
-            return status;
+    if (box.grammars.size() > 1) {
+        save_native(box.ptr, before);
+    }
+    if (box.searches.empty()) {
+        for (const llama_sampler * grammar : box.grammars) {
+            box.searches.push_back(grammar_searches(grammar));
         }
-        return refused("the text after the grammar's trigger does not match the grammar (" +
-                       named(grammar_phase(box.grammars[0]).vocab, token) + "): " + reason);
+    }
+    try {
+        for (size_t i = 0; i < box.grammars.size(); ++i) {
+            grammar_accept(box.grammars[i], box.searches[i], token);
+        }
+    } catch (...) {
+        box.searches.clear(); // they may have read the token
+        if (!before.empty()) {
+            load_native(box.ptr, before.data(), before.size());
+        }
+        throw;
     }
 }
 
 Status accept_token(SamplerBox & box, llama_token token) {
-    if (box.grammars.empty()) {
-        llama_sampler_accept(box.ptr, token);
-        return {};
+    if (!box.grammars.empty()) {
+        bool waiting = false;
+        for (const llama_sampler * grammar : box.grammars) {
+            waiting = waiting || grammar_phase(grammar).waiting;
+        }
+        Status status;
+        try {
+            status = budgeted(grammar_budget(1), Code::invalid_grammar, [&]() -> Status {
+                if (Status refusal = check_grammars(box, token); !refusal.ok()) {
+                    return refusal;
+                }
+                accept_grammars(box, token);
+                return {};
+            });
+        } catch (const std::runtime_error & e) {
+            // The trigger of a lazy grammar may start it on text it does not allow.
+            status = refused((waiting ? "the text after the grammar's trigger does not match the grammar ("
+                                      : "the grammar does not allow this (") +
+                             named(grammar_phase(box.grammars[0]).vocab, token) + "): " + e.what());
+        }
+        if (!status.ok()) {
+            return status;
+        }
     }
-    bool waiting = false;
-    size_t search_stack = 0;
-    if (Status status = check_grammars(box, token, waiting, search_stack); !status.ok()) {
-        return status;
-    }
-    if (waiting) {
-        return accept_with_trigger(box, token, search_stack);
-    }
+    const GrammarsAside accepted(box.grammars);
     llama_sampler_accept(box.ptr, token);
     return {};
+}
+
+// llama_sampler_apply; grammars hold all candidates against everywhere they stand.
+Status apply(SamplerBox & box, llama_token_data_array & array) {
+    if (box.grammars.empty()) {
+        llama_sampler_apply(box.ptr, &array);
+        return {};
+    }
+    return budgeted(grammar_budget(array.size), Code::invalid_grammar, [&]() -> Status {
+        llama_sampler_apply(box.ptr, &array);
+        return {};
+    });
 }
 
 Status check_token(const SamplerBox & box, llama_token token) {
@@ -149,7 +176,9 @@ Status pick(SamplerBox & box, llama_token_data_array array, llama_token & out) {
     if (Status status = check_alive(box); !status.ok()) {
         return status;
     }
-    llama_sampler_apply(box.ptr, &array);
+    if (Status status = apply(box, array); !status.ok()) {
+        return status;
+    }
     if (array.selected < 0 || size_t(array.selected) >= array.size) {
         return refused(text("the ", llama_sampler_name(box.ptr),
                             " picks no token: end the chain with greedy, dist, "
@@ -188,6 +217,7 @@ SamplerBox::~SamplerBox() {
 void SamplerBox::hold(llama_sampler * sampler) {
     ptr = sampler;
     grammars.clear();
+    searches.clear();
     n_vocab = 0;
     const std::vector<llama_sampler *> leaves = sampler_leaves(sampler);
     greedy = leaves.size() == 1 && sampler_type(leaves[0]) == SamplerType::greedy;
@@ -286,8 +316,7 @@ Status sampler_apply(SamplerBox & box, llama_token_data_array & array) noexcept 
         if (Status status = check_alive(box); !status.ok()) {
             return status;
         }
-        llama_sampler_apply(box.ptr, &array);
-        return {};
+        return apply(box, array);
     });
 }
 
@@ -304,7 +333,12 @@ Status sampler_accept(SamplerBox & box, llama_token token) noexcept {
 Status sampler_reset(SamplerBox & box) noexcept {
     return guarded(Code::invalid_argument, [&]() -> Status {
         settle(box);
+        for (llama_sampler * grammar : box.grammars) {
+            grammar_reset(grammar);
+        }
+        const GrammarsAside done(box.grammars);
         llama_sampler_reset(box.ptr);
+        box.searches.clear();
         return {};
     });
 }
@@ -327,6 +361,7 @@ Status sampler_copy(SamplerBox & from, SamplerBox & to) noexcept {
                                 "samplers and parameters"));
         }
         copy_native(from.ptr, to.ptr);
+        to.searches.clear();
         return {};
     });
 }
@@ -350,6 +385,7 @@ Status sampler_set_state(SamplerBox & box, const uint8_t * data, size_t size) no
             return status;
         }
         copy_native(trial.get(), box.ptr);
+        box.searches.clear();
         return {};
     });
 }

@@ -1,11 +1,13 @@
 #include "sampler_init.hpp"
 
+#include "budget.hpp"
 #include "grammar.hpp"
 #include "log.hpp"
+#include "pattern.hpp"
+#include "sampler_grammar.hpp"
 #include "sampler_types.hpp"
 
 #include <algorithm>
-#include <regex>
 
 namespace lloyal {
 namespace {
@@ -30,14 +32,14 @@ Status take(llama_sampler * sampler, std::vector<ModelHandle> models, SamplerHan
     return {};
 }
 
-// The same as llama.cpp makes of it, thrown away: a pattern that is none would throw in the middle of its constructor.
 Status check_pattern(const std::string & pattern) {
     try {
-        const std::regex regex(pattern);
+        const Pattern compiled(pattern);
         return {};
-    } catch (const std::regex_error & e) {
+    } catch (const PatternError & e) {
         return Status(Code::invalid_argument,
-                      text("trigger pattern '", pattern, "' is no regular expression: ", e.what()));
+                      text("trigger pattern '", pattern.substr(0, 100), pattern.size() > 100 ? " ..." : "",
+                           "' is no regular expression that can be searched for: ", e.what()));
     }
 }
 
@@ -52,19 +54,24 @@ Status grammar_init(const ModelHandle & model, const std::string & grammar, cons
         if (Status status = check_tokenizer(vocab); !status.ok()) {
             return status;
         }
-        if (Status status = grammar_check(vocab, grammar, root); !status.ok()) {
-            return status;
-        }
         for (const std::string & pattern : patterns) {
             if (Status status = check_pattern(pattern); !status.ok()) {
                 return status;
             }
         }
-        std::vector<const char *> pattern_list = pointers(patterns);
-        llama_sampler * sampler =
-            lazy ? llama_sampler_init_grammar_lazy_patterns(vocab, grammar.c_str(), root.c_str(), pattern_list.data(),
-                                                            pattern_list.size(), tokens.data(), tokens.size())
-                 : llama_sampler_init_grammar(vocab, grammar.c_str(), root.c_str());
+        llama_sampler * sampler = nullptr;
+        const TextBudget budget = {"the grammar", grammar.size(), 0, false, 0.6, 0.0};
+        Status status = budgeted(budget, Code::invalid_grammar, [&]() -> Status {
+            Status checked = grammar_check(vocab, grammar, root);
+            if (checked.ok()) {
+                sampler = grammar_make(vocab, grammar, root, lazy, patterns, tokens);
+            }
+            return checked;
+        });
+        if (!status.ok()) {
+            llama_sampler_free(sampler); // a signal that came when it was made
+            return status;
+        }
         if (!sampler) {
             return Status(Code::invalid_grammar, "llama.cpp refused the grammar: " + log_last());
         }

@@ -277,10 +277,6 @@ GrammarPhase grammar_phase(const llama_sampler * sampler) {
         phase.waiting = grammar->awaiting_trigger;
         phase.dead = grammar->stacks.empty();
         phase.vocab = grammar->vocab;
-        phase.n_buffered = grammar->trigger_buffer.size();
-        for (const auto & trigger : grammar->trigger_patterns) {
-            phase.longest_pattern = std::max(phase.longest_pattern, trigger.pattern.size());
-        }
     }
     return phase;
 }

@@ -67,8 +67,6 @@ struct GrammarPhase {
     const llama_vocab * vocab = nullptr;
     bool waiting = false;
     bool dead = false;
-    size_t n_buffered = 0; // bytes of text in which it looks for its trigger patterns
-    size_t longest_pattern = 0;
 };
 GrammarPhase grammar_phase(const llama_sampler * sampler);
 

@@ -1,10 +1,11 @@
 #include "vocab.hpp"
 
+#include "budget.hpp"
 #include "fence.hpp"
 #include "log.hpp"
 
 #include <algorithm>
-#include <climits>
+#include <cstdint>
 #include <stdexcept>
 
 namespace lloyal {
@@ -26,6 +27,11 @@ template <typename T, typename F> bool fill(T & out, size_t guess, F && write) {
     }
 }
 
+// Tokenizers take a few dozen times the text; some match words with std::regex, which recurses at every character.
+constexpr size_t MAX_TEXT = size_t(64) << 20;
+constexpr size_t SHORT_TEXT = 2048;
+constexpr size_t STACK = size_t(128) << 20;
+
 Status check_vocab(const llama_vocab * vocab) {
     if (llama_vocab_type(vocab) == LLAMA_VOCAB_TYPE_NONE) {
         return Status(Code::unsupported, "this model has no tokenizer (tokenizer.ggml.model is \"none\")");
@@ -41,17 +47,20 @@ Status tokenize(const llama_vocab * vocab, const char * data, size_t size, bool 
         if (Status bad = check_vocab(vocab); !bad.ok()) {
             return bad;
         }
-        if (size > size_t(INT32_MAX) - 1024) {
+        if (size > MAX_TEXT) {
             return Status(Code::invalid_argument,
-                          text("the text has ", size, " bytes, the tokenizer takes less than 2 GiB"));
+                          text("the text has ", size, " bytes, ", MAX_TEXT, " are the limit: tokenize it in parts"));
         }
         log_mark();
         try {
-            const bool ok = fill(out, size + 8, [&](llama_token * tokens, int32_t n) {
-                return llama_tokenize(vocab, data, int32_t(size), tokens, n, add_special, parse_special);
+            const TextBudget budget = {"the text", 4 * size, size > SHORT_TEXT ? STACK : 0, false};
+            return budgeted(budget, Code::invalid_argument, [&]() -> Status {
+                const bool ok = fill(out, size + 8, [&](llama_token * tokens, int32_t n) {
+                    return llama_tokenize(vocab, data, int32_t(size), tokens, n, add_special, parse_special);
+                });
+                return ok ? Status()
+                          : Status(Code::invalid_argument, text("llama.cpp could not tokenize ", size, " bytes"));
             });
-            return ok ? Status()
-                      : Status(Code::invalid_argument, text("llama.cpp could not tokenize ", size, " bytes"));
         } catch (const std::invalid_argument & e) {
             return Status(Code::invalid_argument, text("the text (", size, " bytes) is not UTF-8: ", e.what()));
         }

@@ -1,7 +1,6 @@
 # cython: language_level=3
 """Contexts: a model at work, with its memory and its outputs."""
 
-from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport int32_t
 from libcpp cimport bool as cbool
 
@@ -17,6 +16,7 @@ from lloyal.llama.memory cimport wrap_memory
 from lloyal.llama.model cimport Model
 from lloyal.llama.outputs cimport RowCopy, row_copy, wrap_row
 from lloyal.llama.sampling_backend cimport ContextSampling
+from lloyal.llama.signals cimport poll_signals, raise_signal
 from lloyal.llama.status cimport check
 from lloyal.llama.vocab cimport wrap_vocab
 
@@ -27,9 +27,6 @@ from lloyal.errors import InvalidArgument, LoadFailed
 from lloyal.llama.params import ContextParams, default_threads, exact, from_keywords
 
 __all__ = ["Context"]
-
-cdef extern from "pythread.h" nogil:
-    unsigned long PyThread_get_thread_ident()
 
 cdef dict _TYPES = {
     "f32": g.GGML_TYPE_F32, "f16": g.GGML_TYPE_F16, "bf16": g.GGML_TYPE_BF16, "q8_0": g.GGML_TYPE_Q8_0,
@@ -53,39 +50,6 @@ cdef dict _ROPE_SCALING = {
     "linear": c.LLAMA_ROPE_SCALING_TYPE_LINEAR, "yarn": c.LLAMA_ROPE_SCALING_TYPE_YARN,
     "longrope": c.LLAMA_ROPE_SCALING_TYPE_LONGROPE,
 }
-
-# What a signal handler raised while a decode ran on the main thread; raised again when the decode has stopped.
-cdef object _signal_error = None
-
-
-cdef cbool _poll_signals() noexcept nogil:
-    # On the thread that called decode; only the main thread runs Python's signal handlers, others need not wait.
-    if PyThread_get_thread_ident() != _main_thread:
-        return False
-    with gil:
-        return _run_signal_handlers()
-
-
-cdef cbool _run_signal_handlers() noexcept:
-    global _signal_error
-    try:
-        PyErr_CheckSignals()
-    except BaseException as error:
-        _signal_error = error
-        return True
-    return False
-
-
-cdef unsigned long _main_thread = threading.main_thread().ident
-
-
-cdef int _raise_signal() except -1:
-    global _signal_error
-    if _signal_error is not None and PyThread_get_thread_ident() == _main_thread:
-        error, _signal_error = _signal_error, None
-        raise error
-    return 0
-
 
 cdef class Context(ContextSampling):
     """A model at work (``llama_context``): it decodes batches into its memory and holds the outputs of the last one.
@@ -163,7 +127,7 @@ cdef class Context(ContextSampling):
             status = core.check_threads(max(native.n_threads, native.n_threads_batch))
         check(status)
         with nogil:
-            status = core.context_create(weights, native, parent, _poll_signals, handle)
+            status = core.context_create(weights, native, parent, poll_signals, handle)
         try:
             check(status)
         except LoadFailed as error:
@@ -245,8 +209,7 @@ cdef class Context(ContextSampling):
                     status = core.decode(handle, batch.box, tenant)
         finally:
             batch.unlock()
-        if _signal_error is not None:
-            _raise_signal()
+        raise_signal()
         check(status)
         return 0
 

@@ -29,7 +29,9 @@ cdef inline int check(core.Status& status) except -1:
         raise SystemExit  # a thread that nobody waits for ends without a word
     from lloyal.errors import error_from_code
     from lloyal.llama.backend import drain_logs
+    from lloyal.llama.signals import raise_pending
 
+    raise_pending()  # the call stopped for it, or it came just then
     message = status.message.decode("utf-8", "replace")
     log = core.log_last().decode("utf-8", "replace")
     drain_logs()

@@ -35,7 +35,7 @@ class Vocab:
         Unsupported
             The model has no tokenizer.
         InvalidArgument
-            The text is longer than 2 GiB, or holds bytes that cannot be UTF-8 (most stray bytes are read as U+FFFD).
+            The text is longer than 64 MiB, takes the tokenizer too long, or holds bytes that cannot be UTF-8 (most stray bytes are read as U+FFFD).
         """
     def detokenize(self, tokens: Iterable[int], remove_special: bool = False, unparse_special: bool = True) -> str:
         """Turn tokens into text, invalid UTF-8 replaced; use `token_to_piece` for the bytes of one token.

@@ -72,7 +72,7 @@ cdef class Vocab:
         Unsupported
             The model has no tokenizer.
         InvalidArgument
-            The text is longer than 2 GiB, or holds bytes that cannot be UTF-8 (most stray bytes are read as U+FFFD).
+            The text is longer than 64 MiB, takes the tokenizer too long, or holds bytes that cannot be UTF-8 (most stray bytes are read as U+FFFD).
         """
         cdef bytes data
         cdef const char* start

@@ -41,6 +41,8 @@ BY_ANOTHER_WAY = {
     "llama_batch_ext_add": ("batch_ext.pyx", "add"),
     "llama_batch_ext_clear": ("batch_ext.pyx", "clear"),
     "llama_batch_ext_set_output_embd": ("batch_ext.pyx", "set_output_embd"),
+    # its regular expressions backtrack without end
+    "llama_sampler_init_grammar_lazy_patterns": ("sampler_init.pyx", "grammar_lazy_patterns"),
     # numbers instead of lines in a log
     "llama_perf_context_print": ("context.pyx", "perf"),
     "llama_perf_sampler_print": ("sampler.pyx", "perf"),

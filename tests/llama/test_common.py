@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import signal
+import time
 from typing import Any
 
 import pytest
@@ -108,7 +111,10 @@ def test_templates_with_errors(nano: ll.Model, template: str, message: str) -> N
     ids=["sum", "filters", "attributes", "not", "parentheses", "if"],
 )
 def test_templates_nested_deeply(nano: ll.Model, template: str) -> None:
-    chat.apply_template(nano, MESSAGES, template=template)
+    try:
+        chat.apply_template(nano, MESSAGES, template=template)
+    except InvalidArgument as error:
+        assert "takes more than" in str(error)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +122,7 @@ def test_templates_nested_deeply(nano: ll.Model, template: str) -> None:
     ["{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}", "{% macro f(g) %}{{ g(g) }}{% endmacro %}{{ f(f) }}"],
 )
 def test_templates_that_call_themselves_without_end(nano: ll.Model, template: str) -> None:
-    with pytest.raises(InvalidArgument, match="calls itself without end"):
+    with pytest.raises(InvalidArgument, match="calls itself without end|takes more than"):
         chat.apply_template(nano, MESSAGES, template=template)
 
 
@@ -230,17 +236,71 @@ def test_schemas_that_are_none(schema: Any) -> None:
         grammar.from_json_schema(schema)
 
 
-RECURSIVE = {
-    "parentheses": lambda n: "{{ " + "(" * n + "1" + ")" * n + " }}",
-    "lists": lambda n: "{{ " + "[" * n + "]" * n + " }}",
-    "sums": lambda n: "{{ " + "1 + " * n + "1 }}",
-    "negations": lambda n: "{{ " + "not " * n + "1 }}",
-    "conditions": lambda n: "{{ " + "1 if false else " * n + "1 }}",
-    "members": lambda n: "{{ a" + ".a" * n + " }}",
-    "filters": lambda n: "{{ 'a'" + " | upper" * n + " }}",
-    "blocks": lambda n: "{% if true %}" * n + "x" + "{% endif %}" * n,
-    "values": lambda n: "{% set a = [] %}" + "{% set a = [a] %}" * n + "{{ a }}",
+BLOW_UPS = {
+    "a long loop": "{% for i in range(1000000000000) %}{% endfor %}",
+    "nested loops": "{% for i in range(10000) %}{% for j in range(10000) %}{% endfor %}{% endfor %}",
+    "a repeated string": "{{ 'x' * 1000000000000 }}",
+    "doubling": "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = ns.s + ns.s %}{% endfor %}{{ ns.s }}",
+    "indentation": "{{ messages|tojson(indent=1000000000) }}",
+    "a list in itself": "{% set a = [] %}{% set _ = a.append(a) %}{{ a }}",
+    "a list in itself as JSON": "{% set a = [] %}{% set _ = a.append(a) %}{{ a|tojson }}",
 }
+
+
+@pytest.mark.parametrize("kind", BLOW_UPS)
+def test_templates_that_blow_up(nano: ll.Model, kind: str) -> None:
+    start = time.process_time()
+    with pytest.raises(InvalidArgument, match="the template (takes more than|is nested too deeply)|unhashable"):
+        chat.apply_template(nano, MESSAGES, template=BLOW_UPS[kind])
+    assert time.process_time() - start < 3
+
+
+def test_values_that_nest_deeply(nano: ll.Model) -> None:
+    """They are dropped, and hashed, by recursion that nothing can stop."""
+    for n in (100, 1_000, 200_000):
+        for grown in ("[ns.s]", "(ns.s, 1)", "{'k': ns.s}", "{ns.s: 1}"):
+            template = (
+                "{% set ns = namespace(s=1) %}{% for i in range(N) %}{% set ns.s = GROWN %}{% endfor %}"
+                "{% set a = {} %}{% set _ = a.get(ns.s) %}"
+            )
+            with contextlib.suppress(InvalidArgument):
+                chat.apply_template(nano, MESSAGES, template=template.replace("N", str(n)).replace("GROWN", grown))
+
+
+def test_a_signal_ends_a_template(nano: ll.Model) -> None:
+    def on_alarm(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    template = "{% for i in range(10000) %}{% for j in range(10000) %}{% endfor %}{% endfor %}"
+    for apply in (lambda: chat.apply_template(nano, MESSAGES, template=template), lambda: grammar.from_json_schema(WIDE)):
+        before = signal.signal(signal.SIGPROF, on_alarm)
+        start = time.process_time()
+        signal.setitimer(signal.ITIMER_PROF, 0.1)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                apply()
+        finally:
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            signal.signal(signal.SIGPROF, before)
+        assert 0.05 < time.process_time() - start < 0.6
+
+
+WIDE: dict[str, Any] = {"properties": {f"p{i}": {} for i in range(800)}}
+
+
+@pytest.mark.parametrize(
+    ("schema", "limit"),
+    [
+        (WIDE, "takes more than"),
+        ({"$ref": "#/$defs/a0", "$defs": {f"a{i}": {"$ref": f"#/$defs/a{i + 1}"} for i in range(20_000)}}, "than|resolve"),
+        ({"$ref": "#/$defs/a0", "$defs": {f"a{i}": {"$ref": f"#/$defs/a{i + 1}"} for i in range(50_000)}}, "bytes, more than"),
+        ({"properties": {"-" * 70_000: {}}}, "string of 7000. bytes"),
+        ({"type": "string", "pattern": "^" + "(" * 50_000 + "a" + ")" * 50_000 + "$"}, "than"),
+    ],
+)  # fmt: skip
+def test_schemas_that_blow_up(schema: dict[str, Any], limit: str) -> None:
+    with pytest.raises(InvalidGrammar, match=limit):
+        grammar.from_json_schema(schema)
 
 
 def test_a_pattern_that_is_not_kept_is_a_warning_in_the_log(

@@ -246,7 +246,7 @@ def test_damaged_grammars() -> None:
 
 
 def test_a_long_text_before_the_trigger() -> None:
-    """llama.cpp searches all text for the trigger with a regular expression that recurses at every character."""
+    """llama.cpp would search all text, at every token, with a regular expression that recurses at every character."""
     out = in_a_process(r"""
         import struct
         sampler = Sampler.grammar_lazy_patterns(vocab, 'root ::= "<t>" [a]', trigger_patterns=[r"^[\s\S]*(<t>)$"])
@@ -263,10 +263,9 @@ def test_a_long_text_before_the_trigger() -> None:
         sampler.accept(letter)
         print("searched")
         sampler.set_state(with_text(b"x" * 1_000_000))
-        try:
+        for _ in range(3):
             sampler.accept(letter)
-        except InvalidArgument as error:
-            print(error)
+        print("searched")
         sampler.reset()
         for token in vocab.tokenize("abc <t>", False):
             sampler.accept(token)
@@ -275,6 +274,4 @@ def test_a_long_text_before_the_trigger() -> None:
         except InvalidArgument:
             print("started")
     """)
-    searched, refused, started = out.splitlines()
-    assert (searched, started) == ("searched", "started")
-    assert "1000000 bytes" in refused
+    assert out.split() == ["searched", "searched", "started"]
