@@ -24,8 +24,8 @@ HERE = Path(__file__).resolve().parent
 TARGET = HERE / "llama.cpp"
 STAMP = TARGET / ".lloyal-source"
 
-# What a build of libllama, ggml and llama-common reads; tests/ holds the every-architecture generator, and what upstream
-# tests chat templates and JSON schemas with, which ours must pass too.
+# What a build of libllama, ggml and llama-common reads; tests/ holds the every-architecture generator, and what
+# upstream tests chat templates and JSON schemas with, which ours must pass too.
 NEEDED = ("CMakeLists.txt", "LICENSE", "licenses", "src", "include", "ggml", "common", "cmake", "vendor")
 NEEDED_TESTS = ("tests/test-llama-archs.cpp", "tests/test-json-schema-to-grammar.cpp", "models/templates")
 TOOLS = ("tests", "tools", "examples", "pocs", "models", "convert_hf_to_gguf.py")

@@ -144,7 +144,13 @@ def timed(work: Callable[[], Any]) -> dict[str, Any]:
         signal.setitimer(signal.ITIMER_PROF, 0)
     seconds = time.process_time() - start
     late = seconds - signalled[0] if signalled else 0.0
-    found = {"end": end, "seconds": seconds, "wall": time.monotonic() - wall, "mib": (peak() - before) / 1024, "late": late}
+    found = {
+        "end": end,
+        "seconds": seconds,
+        "wall": time.monotonic() - wall,
+        "mib": (peak() - before) / 1024,
+        "late": late,
+    }
     if callable(more):
         then = timed(more)
         found = {"end": then["end"]} | {key: max(found[key], then[key]) for key in ("seconds", "wall", "mib", "late")}

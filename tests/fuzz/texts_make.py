@@ -14,11 +14,9 @@ from typing import Any
 Case = dict[str, Any]
 HUGE = (7, 60, 300, 10**4, 10**6, 10**9, 10**12, 2**31, 2**63 - 1, 2**64, -1, 0)
 NAMES = ("a", "b", "ns.s", "x", "messages", "tools")
-FILTERS = """abs capitalize default dictsort first float indent int items join last length list lower lstrip map max min
-reject rejectattr replace reverse rstrip safe select selectattr slice sort string sum title tojson truncate trim unique
-upper wordcount""".split()
-METHODS = "append get items keys values split rsplit strip replace startswith upper lower title pop indent".split()
-TESTS = "defined divisibleby string mapping sequence number none in odd even equalto callable sameas".split()
+FILTERS = ["abs", "capitalize", "default", "dictsort", "first", "float", "indent", "int", "items", "join", "last", "length", "list", "lower", "lstrip", "map", "max", "min", "reject", "rejectattr", "replace", "reverse", "rstrip", "safe", "select", "selectattr", "slice", "sort", "string", "sum", "title", "tojson", "truncate", "trim", "unique", "upper", "wordcount"]
+METHODS = ["append", "get", "items", "keys", "values", "split", "rsplit", "strip", "replace", "startswith", "upper", "lower", "title", "pop", "indent"]
+TESTS = ["defined", "divisibleby", "string", "mapping", "sequence", "number", "none", "in", "odd", "even", "equalto", "callable", "sameas"]
 
 
 def number(rng: random.Random) -> int:
@@ -208,7 +206,9 @@ def schema(rng: random.Random) -> Case:
     text = json.dumps(Schema(rng).make())
     if rng.random() < 0.05:
         n = repeat(rng)
-        text = rng.choice(["[" * n, '{"a":' * n, '{"a":[' * n, '"' * n, "1" * n, "-", "{", '{"enum": [' + "9" * n + "]}"])
+        text = rng.choice(
+            ["[" * n, '{"a":' * n, '{"a":[' * n, '"' * n, "1" * n, "-", "{", '{"enum": [' + "9" * n + "]}"]
+        )
     return {"kind": "schema", "text": text}
 
 
@@ -228,7 +228,9 @@ def grammar(rng: random.Random) -> Case:
 
     def item(i: int, depth: int) -> str:
         low, high = sorted((abs(number(rng)), abs(number(rng))))
-        return atom(i, depth) + rng.choice(["", "", "", "?", "*", "+", "{3}", "{0,40}", f"{{{low},{high}}}", f"{{{low},}}"])
+        return atom(i, depth) + rng.choice(
+            ["", "", "", "?", "*", "+", "{3}", "{0,40}", f"{{{low},{high}}}", f"{{{low},}}"]
+        )
 
     def body(i: int, depth: int = 0) -> str:
         return " | ".join(
@@ -251,7 +253,12 @@ def grammar(rng: random.Random) -> Case:
             ])
         ]  # fmt: skip
     lazy = [pattern_text(rng)] if rng.random() < 0.1 else None
-    return {"kind": "grammar", "text": "\n".join(rules), "said": rng.choice(["aaaaaaaa", "ab" * 30, "a b", ""]), "lazy": lazy}
+    return {
+        "kind": "grammar",
+        "text": "\n".join(rules),
+        "said": rng.choice(["aaaaaaaa", "ab" * 30, "a b", ""]),
+        "lazy": lazy,
+    }
 
 
 def pattern_text(rng: random.Random) -> str:
@@ -288,7 +295,25 @@ def override(rng: random.Random) -> Case:
 
 
 def text(rng: random.Random) -> Case:
-    pieces = ["a", " ", "\n", "1", "é", "'s", "<|im_start|>", "\u200d", "漢", "\0", "﷽", "A", "\t", "🏳️‍🌈", "aaaa", ".,", "▁"]
+    pieces = [
+        "a",
+        " ",
+        "\n",
+        "1",
+        "é",
+        "'s",
+        "<|im_start|>",
+        "\u200d",
+        "漢",
+        "\0",
+        "﷽",
+        "A",
+        "\t",
+        "🏳️‍🌈",
+        "aaaa",
+        ".,",
+        "▁",
+    ]
     n = int(10 ** rng.uniform(0, 4.8))
     some = [rng.choice(pieces) for _ in range(rng.choice([1, 1, 2, 3, 17]))]
     data = "".join(rng.choice(some) for _ in range(n)) if rng.random() < 0.5 else "".join(some) * (n // len(some) + 1)

@@ -272,7 +272,10 @@ def test_a_signal_ends_a_template(nano: ll.Model) -> None:
         raise KeyboardInterrupt
 
     template = "{% for i in range(10000) %}{% for j in range(10000) %}{% endfor %}{% endfor %}"
-    for apply in (lambda: chat.apply_template(nano, MESSAGES, template=template), lambda: grammar.from_json_schema(WIDE)):
+    for apply in (
+        lambda: chat.apply_template(nano, MESSAGES, template=template),
+        lambda: grammar.from_json_schema(WIDE),
+    ):
         before = signal.signal(signal.SIGPROF, on_alarm)
         start = time.process_time()
         signal.setitimer(signal.ITIMER_PROF, 0.1)

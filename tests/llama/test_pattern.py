@@ -33,7 +33,9 @@ def grow(body: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
     return st.one_of(
         choice.map(lambda p: f"({p})"),
         choice.map(lambda p: f"(?:{p})"),
-        st.tuples(choice, st.sampled_from(["+", "+?", "{2}", "{1,3}", "{2,}", "{1,2}?"])).map(lambda p: f"(?:{p[0]}){p[1]}"),
+        st.tuples(choice, st.sampled_from(["+", "+?", "{2}", "{1,3}", "{2,}", "{1,2}?"])).map(
+            lambda p: f"(?:{p[0]}){p[1]}"
+        ),
         st.tuples(choice, st.sampled_from(["+", "+?", "{1,2}"])).map(lambda p: f"({p[0]}){p[1]}"),
     )
 

@@ -58,8 +58,11 @@ def test_templates_apply(nano: lloyal.Model, templates: chat.ChatTemplates, kind
         assert kind != "plain"
         assert not LIMIT.search(str(error)), error
         return
-    assert messages[-1]["content"].strip() in prompt.prompt.replace("\\u00f6", "ö").replace('\\"', '"') or kind == "call"
-    patterns = [re.escape(text) if form == "word" else text for form, text in prompt.grammar_triggers if form != "token"]
+    if kind != "call":  # an answer of a tool is written in many ways
+        assert messages[-1]["content"].strip() in prompt.prompt
+    patterns = [
+        re.escape(text) if form == "word" else text for form, text in prompt.grammar_triggers if form != "token"
+    ]
     if prompt.grammar:
         lloyal.Sampler.grammar(nano.vocab, prompt.grammar)
     if patterns:
