@@ -3,7 +3,7 @@
     python -P tests/fuzz/texts.py --seconds 60 --seed 1      random texts
     python -P tests/fuzz/texts.py --seed 1 --only 4711       one of them again, printed
 
-The oracle: the process lives, each text ends within a second of its time (10 s by the clock) and 256 MiB of memory, with
+The oracle: the process lives, each text ends within a second of its time (10 s by the clock) and 256 MiB, with
 a result or an exception of ours, and one that takes longer than a signal needs ends at the signal. Exit code 1 if not.
 """
 

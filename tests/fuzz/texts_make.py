@@ -14,9 +14,77 @@ from typing import Any
 Case = dict[str, Any]
 HUGE = (7, 60, 300, 10**4, 10**6, 10**9, 10**12, 2**31, 2**63 - 1, 2**64, -1, 0)
 NAMES = ("a", "b", "ns.s", "x", "messages", "tools")
-FILTERS = ["abs", "capitalize", "default", "dictsort", "first", "float", "indent", "int", "items", "join", "last", "length", "list", "lower", "lstrip", "map", "max", "min", "reject", "rejectattr", "replace", "reverse", "rstrip", "safe", "select", "selectattr", "slice", "sort", "string", "sum", "title", "tojson", "truncate", "trim", "unique", "upper", "wordcount"]
-METHODS = ["append", "get", "items", "keys", "values", "split", "rsplit", "strip", "replace", "startswith", "upper", "lower", "title", "pop", "indent"]
-TESTS = ["defined", "divisibleby", "string", "mapping", "sequence", "number", "none", "in", "odd", "even", "equalto", "callable", "sameas"]
+FILTERS = [
+    "abs",
+    "capitalize",
+    "default",
+    "dictsort",
+    "first",
+    "float",
+    "indent",
+    "int",
+    "items",
+    "join",
+    "last",
+    "length",
+    "list",
+    "lower",
+    "lstrip",
+    "map",
+    "max",
+    "min",
+    "reject",
+    "rejectattr",
+    "replace",
+    "reverse",
+    "rstrip",
+    "safe",
+    "select",
+    "selectattr",
+    "slice",
+    "sort",
+    "string",
+    "sum",
+    "title",
+    "tojson",
+    "truncate",
+    "trim",
+    "unique",
+    "upper",
+    "wordcount",
+]
+METHODS = [
+    "append",
+    "get",
+    "items",
+    "keys",
+    "values",
+    "split",
+    "rsplit",
+    "strip",
+    "replace",
+    "startswith",
+    "upper",
+    "lower",
+    "title",
+    "pop",
+    "indent",
+]
+TESTS = [
+    "defined",
+    "divisibleby",
+    "string",
+    "mapping",
+    "sequence",
+    "number",
+    "none",
+    "in",
+    "odd",
+    "even",
+    "equalto",
+    "callable",
+    "sameas",
+]
 
 
 def number(rng: random.Random) -> int:
@@ -101,7 +169,7 @@ class Template:
             lambda: "[" + ", ".join(inner() for _ in range(rng.randrange(4))) + "]",
             lambda: "{" + ", ".join(f"{inner()}: {inner()}" for _ in range(rng.randrange(3))) + "}",
             lambda: f"({inner()}, {inner()})",
-            lambda: f"({inner()} {rng.choice(['+', '-', '*', '/', '//', '%', '~', '**', '==', '<', 'in', 'and'])} {inner()})",
+            lambda: f"({inner()} {rng.choice(['+', '-', '*', '/', '//', '%', '~', '**', '==', '<', 'in', 'and'])} {inner()})",  # noqa: E501
             lambda: f"{inner()}|{rng.choice(FILTERS)}",
             lambda: f"{inner()}|{rng.choice(FILTERS)}({inner()})",
             lambda: f"{inner()}|tojson(indent={number(rng)})",
@@ -264,7 +332,7 @@ def grammar(rng: random.Random) -> Case:
 def pattern_text(rng: random.Random) -> str:
     if rng.random() < 0.2:
         n = repeat(rng)
-        a, b, c = rng.choice([("(", "a", ")"), ("(", "a", ")*"), ("(?:", "a", ")+"), ("(?=", "a", ")"), ("(?!", "a", ")"),
+        a, b, c = rng.choice([("(", "a", ")"), ("(", "a", ")*"), ("(?:", "a", ")+"), ("(?=", "a", ")"), ("(?!", "a", ")"),  # noqa: E501
                               ("", "a", "?"), ("", "a", "{9}"), ("[", "a", "]"), ("(a|", "b", ")")])  # fmt: skip
         return a * n + b + c * n
 

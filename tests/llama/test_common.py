@@ -114,7 +114,8 @@ def test_templates_nested_deeply(nano: ll.Model, template: str) -> None:
     try:
         chat.apply_template(nano, MESSAGES, template=template)
     except InvalidArgument as error:
-        assert "takes more than" in str(error)
+        if "takes more than" not in str(error):
+            raise
 
 
 @pytest.mark.parametrize(
@@ -122,7 +123,7 @@ def test_templates_nested_deeply(nano: ll.Model, template: str) -> None:
     ["{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}", "{% macro f(g) %}{{ g(g) }}{% endmacro %}{{ f(f) }}"],
 )
 def test_templates_that_call_themselves_without_end(nano: ll.Model, template: str) -> None:
-    with pytest.raises(InvalidArgument, match="calls itself without end|takes more than"):
+    with pytest.raises(InvalidArgument, match=r"calls itself without end|takes more than"):
         chat.apply_template(nano, MESSAGES, template=template)
 
 
@@ -240,7 +241,7 @@ BLOW_UPS = {
     "a long loop": "{% for i in range(1000000000000) %}{% endfor %}",
     "nested loops": "{% for i in range(10000) %}{% for j in range(10000) %}{% endfor %}{% endfor %}",
     "a repeated string": "{{ 'x' * 1000000000000 }}",
-    "doubling": "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = ns.s + ns.s %}{% endfor %}{{ ns.s }}",
+    "doubling": "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}",
     "indentation": "{{ messages|tojson(indent=1000000000) }}",
     "a list in itself": "{% set a = [] %}{% set _ = a.append(a) %}{{ a }}",
     "a list in itself as JSON": "{% set a = [] %}{% set _ = a.append(a) %}{{ a|tojson }}",
@@ -250,7 +251,7 @@ BLOW_UPS = {
 @pytest.mark.parametrize("kind", BLOW_UPS)
 def test_templates_that_blow_up(nano: ll.Model, kind: str) -> None:
     start = time.process_time()
-    with pytest.raises(InvalidArgument, match="the template (takes more than|is nested too deeply)|unhashable"):
+    with pytest.raises(InvalidArgument, match=r"the template (takes more than|is nested too deeply)|unhashable"):
         chat.apply_template(nano, MESSAGES, template=BLOW_UPS[kind])
     assert time.process_time() - start < 3
 
@@ -288,6 +289,10 @@ def test_a_signal_ends_a_template(nano: ll.Model) -> None:
         assert 0.05 < time.process_time() - start < 0.6
 
 
+def references(n: int) -> dict[str, Any]:
+    return {"$ref": "#/$defs/a0", "$defs": {f"a{i}": {"$ref": f"#/$defs/a{i + 1}"} for i in range(n)}}
+
+
 WIDE: dict[str, Any] = {"properties": {f"p{i}": {} for i in range(800)}}
 
 
@@ -295,8 +300,8 @@ WIDE: dict[str, Any] = {"properties": {f"p{i}": {} for i in range(800)}}
     ("schema", "limit"),
     [
         (WIDE, "takes more than"),
-        ({"$ref": "#/$defs/a0", "$defs": {f"a{i}": {"$ref": f"#/$defs/a{i + 1}"} for i in range(20_000)}}, "than|resolve"),
-        ({"$ref": "#/$defs/a0", "$defs": {f"a{i}": {"$ref": f"#/$defs/a{i + 1}"} for i in range(50_000)}}, "bytes, more than"),
+        (references(20_000), "than|resolve"),
+        (references(50_000), "bytes, more than"),
         ({"properties": {"-" * 70_000: {}}}, "string of 7000. bytes"),
         ({"type": "string", "pattern": "^" + "(" * 50_000 + "a" + ")" * 50_000 + "$"}, "than"),
     ],

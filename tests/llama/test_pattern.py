@@ -1,4 +1,4 @@
-"""Trigger patterns: what a lazy grammar starts at, against Python's own regular expressions and a plain loop over the text."""
+"""Trigger patterns: what a lazy grammar starts at, against Python's own regular expressions."""
 
 from __future__ import annotations
 

@@ -27,7 +27,8 @@ TOOLS = [{"type": "function", "function": {
     "parameters": {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
                    "required": ["city"]}}}]  # fmt: skip
 CALL = {"role": "assistant", "content": "", "tool_calls": [
-    {"type": "function", "id": "call00001", "function": {"name": "get_weather", "arguments": '{"city": "Köln"}'}}]}  # fmt: skip
+    {"type": "function", "id": "call00001",
+     "function": {"name": "get_weather", "arguments": '{"city": "Köln"}'}}]}  # fmt: skip
 ANSWER = {"role": "tool", "tool_call_id": "call00001", "name": "get_weather", "content": '{"sky": "grey"}'}
 CHATS: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
     "plain": (CHAT, {}),
@@ -55,8 +56,8 @@ def test_templates_apply(nano: lloyal.Model, templates: chat.ChatTemplates, kind
     try:
         prompt = templates.apply(messages, **options)
     except InvalidArgument as error:  # some refuse a role, or a call without an id of their own form
-        assert kind != "plain"
-        assert not LIMIT.search(str(error)), error
+        if kind == "plain" or LIMIT.search(str(error)):
+            raise
         return
     if kind != "call":  # an answer of a tool is written in many ways
         assert messages[-1]["content"].strip() in prompt.prompt
