@@ -50,7 +50,11 @@ void check(lloyal_budget & budget) {
     if (budget.n_steps > budget.steps) {
         return break_limit(budget, lloyal_budget::limit::steps);
     }
-    const int64_t taken = thread_time() - budget.began;
+    const int64_t now = thread_time(); // not asked for before: most budgets end without a check
+    if (budget.began == 0) {
+        budget.began = now;
+    }
+    const int64_t taken = now - budget.began;
     if (taken > budget.nanoseconds) {
         return break_limit(budget, lloyal_budget::limit::seconds);
     }
@@ -202,7 +206,6 @@ void release(void * pointer) {
 } // namespace
 
 lloyal_budget_scope::lloyal_budget_scope(lloyal_budget & budget) noexcept : outer_(current) {
-    budget.began = thread_time();
     budget.until_check = STEPS_PER_CHECK;
     budget.base = this;
     current = &budget;

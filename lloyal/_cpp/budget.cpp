@@ -20,9 +20,12 @@ bool budget_poll() noexcept {
 
 Status budget_status(const TextBudget & limits, const lloyal_budget & used, Code code) {
     using Limit = lloyal_budget::limit;
+    if (used.broken == Limit::none) {
+        return {};
+    }
     const std::string what = limits.what;
     switch (used.broken) {
-        case Limit::none: return {};
+        case Limit::none: break;
         case Limit::steps: return Status(code, text(what, " takes more than ", limits.steps(), " steps"));
         case Limit::bytes: return Status(code, text(what, " takes more than ", limits.bytes() >> 20, " MiB of memory"));
         case Limit::seconds: {
