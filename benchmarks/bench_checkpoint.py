@@ -12,23 +12,26 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from states import N_VOCAB, CacheState, scattered, write_thin_model
+from states import N_VOCAB, CacheState, in_lockstep, scattered, write_thin_model
 from twins import Blocks, Library, Twin, arguments
 
 import lloyal
 from lloyal import Checkpoint, Context, Model, StateSeqFlags
 from lloyal.bench import Side, Timing, alternate, ratio, timed
+from lloyal.llama import checkpoint as native
 
 ON_DEVICE = int(StateSeqFlags.ON_DEVICE)
 PARTIAL_ON_DEVICE = int(StateSeqFlags.ON_DEVICE | StateSeqFlags.PARTIAL_ONLY)
 STEP = 256
 N_CHECKPOINTS = 64
 RUNS = (1, 16, 128, 1024, 4096)
+N_TOGETHER, N_ROWS = 64, 1000  # sequences in lockstep, and rows of each
 
 
 def main() -> int:
@@ -76,6 +79,7 @@ class Bench:
             self.cells(ctx)
             self.fragmented(ctx)
             self.twin.close()
+            self.lockstep(model)
         for name in ("nano-hybrid",):
             with Model(lloyal.models.path(name)) as model, context(model, self.n_ctx) as ctx:
                 for checkpoint in self.many(ctx, name):
@@ -324,6 +328,41 @@ class Bench:
         self.figures["fragmented"] = table
         ctx.state_set_data(self.whole)
 
+    def lockstep(self, model: Model) -> None:
+        """One of many sequences that were decoded together, against the same rows side by side."""
+        base = CacheState.of_context(self.whole)
+        options: dict[str, Any] = {"n_ctx": N_TOGETHER * N_ROWS, "n_seq_max": N_TOGETHER + 2, "n_threads": 1}
+        with Context(model, **options) as together, Context(model, **options) as apart:
+            together.state_set_data(in_lockstep(base, N_TOGETHER, N_ROWS).to_bytes())
+            apart.state_set_data(in_lockstep(base, N_TOGETHER, N_ROWS, side_by_side=True).to_bytes())
+            sides = {"together": self.saver(together), "apart": self.saver(apart)}
+            result = alternate(sides, self.rounds, warm_up=2)
+            name = f"one of {N_TOGETHER} in lockstep, {N_ROWS} rows"
+            self.ratio_row(f"{name}: save / side by side", result["together"], result["apart"], 1.5)
+            restores: dict[str, Side] = {}
+            operations: dict[str, float] = {}
+            for key, ctx in {"together": together, "apart": apart}.items():
+                expected = ctx.state_seq_get_data(0)
+                checkpoint = ctx.checkpoint(0)
+
+                def restore(ctx: Context = ctx, checkpoint: Checkpoint = checkpoint) -> float:
+                    ctx.memory.seq_rm(0)
+                    return self.timed(checkpoint.restore)
+
+                restores[key] = restore
+                restore()
+                self.check(ctx, expected, f"restore, {key}")
+                ctx.memory.seq_rm(0)
+                operations[f"{key}, restore"] = counted(checkpoint.restore)
+                operations[f"{key}, save"] = counted(lambda ctx=ctx: ctx.checkpoint(1).release())
+            result = alternate(restores, self.rounds, warm_up=2)
+            self.ratio_row("  restore / side by side", result["together"], result["apart"], 1.5)
+            n_tensors = len(base.rows)
+            for what in ("save", "restore"):
+                self.row(f"  operations of a {what}, a tensor", operations[f"together, {what}"] / n_tensors, 4)
+            together.checkpoints.release_all()
+            apart.checkpoints.release_all()
+
     # How it is told
 
     def check(self, ctx: Context, expected: bytes, what: str) -> None:
@@ -354,6 +393,17 @@ class Bench:
         verdict = "met" if met else "MISSED"
         print(f"{name:52} {value:8.{digits}f}{between} {sign} {bar:g}: {verdict}  {note}", flush=True)
         self.figures[name.strip()] = {"value": value, "bar": bar, "at_least": at_least, "met": met, **extra}
+
+
+def counted(work: Callable[[], object]) -> int:
+    """Allocations and copies of one call."""
+    armed = 10**9
+    native.fault_arm(armed)
+    try:
+        work()
+        return armed - native.fault_remaining()
+    finally:
+        native.fault_arm(-1)
 
 
 def ms(timing: Timing) -> str:

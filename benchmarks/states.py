@@ -149,3 +149,11 @@ def scattered(state: CacheState, n_runs: int, seed: int = 0) -> CacheState:
     halves = state.reordered(np.arange(2 * n))
     halves.cells = cells
     return halves.reordered(np.concatenate(order))
+
+
+def in_lockstep(like: CacheState, n_seqs: int, n_rows: int, *, side_by_side: bool = False) -> CacheState:
+    """Sequences that were decoded together, a row of each in turn; or the same rows, one sequence after the other."""
+    state = like.reordered(np.arange(n_seqs * n_rows) % len(like.cells))
+    state.cells["seq"] = np.tile(np.arange(n_seqs), n_rows)
+    state.cells["pos"] = np.repeat(np.arange(n_rows), n_seqs)
+    return state.reordered(np.argsort(state.cells["seq"], kind="stable")) if side_by_side else state

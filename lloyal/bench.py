@@ -19,13 +19,16 @@ from rich.table import Table
 from lloyal import Checkpoint, Context, StateSeqFlags
 from lloyal.decoding import prefill
 from lloyal.errors import InvalidArgument, LloyalError, NoLease, Unsupported
+from lloyal.llama import checkpoint as native
 from lloyal.terminal import human_bytes, human_seconds
 
 __all__ = [
     "N_MORE",
+    "N_TOGETHER",
     "Timing",
     "alternate",
     "checkpoint_table",
+    "lockstep_line",
     "measure_checkpoints",
     "plot_checkpoints",
     "plotter",
@@ -106,6 +109,8 @@ def ratio(of: Timing, to: Timing) -> Timing:
 READING = "read the prompt again"
 RAW = {"llama.cpp, host": StateSeqFlags.NONE, "llama.cpp, ON_DEVICE": StateSeqFlags.ON_DEVICE}
 N_MORE = 64  # tokens between two checkpoints that share what is before
+N_TOGETHER = 16  # sequences in lockstep
+_NEVER = 10**9  # operations
 
 
 def measure_checkpoints(
@@ -136,6 +141,8 @@ def measure_checkpoints(
     dict
         ``"lengths"``: for each its tokens, the seconds that reading took and the ways, each with ``save`` and
         ``restore`` timings, ``bytes`` kept and ``identical``: whether the restored state has the bytes it had.
+        ``"lockstep"``, where every row is kept: what one of `N_TOGETHER` sequences that were decoded together takes,
+        as parts of the same rows side by side, and how many copies and allocations that is.
         ``"identical"``: all of them.
 
     Notes
@@ -153,8 +160,11 @@ def measure_checkpoints(
             progress(begin + len(part), max(lengths))
         read = n
         result["lengths"].append({"n_tokens": n, "read_seconds": seconds, **_measure_length(ctx, rounds)})
+    if ctx.memory.kind == "attention":
+        result["lockstep"] = _measure_lockstep(ctx, max(lengths), rounds)
     ctx.memory.clear()
-    result["identical"] = all(way["identical"] for length in result["lengths"] for way in length["ways"])
+    found = [way for length in result["lengths"] for way in length["ways"]] + [result.get("lockstep", {})]
+    result["identical"] = all(way.get("identical", True) for way in found)
     return result
 
 
@@ -278,6 +288,48 @@ def _next_way(ctx: Context, state: bytes) -> _Way:
     return _Way(_name("device", f"+{N_MORE} tokens"), save, partial(after, restore), n_bytes, expected)
 
 
+def _measure_lockstep(ctx: Context, n_tokens: int, rounds: int) -> dict[str, Any]:
+    """Rows in cells of sequence 0 that are freed for them: every so many, or the same number in one place."""
+    n_rows = n_tokens // N_TOGETHER
+    state = ctx.state_seq_get_data_ext(0)
+    ctx.memory.seq_cp(0, 1, 0, n_rows)
+    rows = ctx.state_seq_get_data_ext(1)
+
+    def place(step: int) -> None:
+        ctx.memory.clear()
+        ctx.state_seq_set_data_ext(state, 0)
+        for i in range(n_rows):
+            ctx.memory.seq_rm(0, i * step, i * step + 1)
+        ctx.state_seq_set_data_ext(rows, 1)
+
+    seconds: dict[str, dict[int, list[float]]] = {"save": {}, "restore": {}}
+    n_copies = dict.fromkeys(seconds, 0)
+
+    def measure(what: str, step: int, work: Callable[[], object]) -> None:
+        native.fault_arm(_NEVER)
+        try:
+            seconds[what].setdefault(step, []).append(timed(work))
+            n_copies[what] = _NEVER - native.fault_remaining()
+        finally:
+            native.fault_arm(-1)
+
+    identical = True
+    taken: list[Checkpoint] = []
+    for step in (1, N_TOGETHER) * rounds:
+        place(step)
+        before = ctx.state_seq_get_data(1)
+        measure("save", step, lambda: taken.append(ctx.checkpoint(1)))
+        with taken.pop() as checkpoint:
+            ctx.memory.seq_rm(1)
+            measure("restore", step, checkpoint.restore)
+        identical = identical and ctx.state_seq_get_data(1) == before
+    ratios = {
+        what: ratio(Timing(tuple(by_step[N_TOGETHER])), Timing(tuple(by_step[1]))).as_json()
+        for what, by_step in seconds.items()
+    }
+    return {"n_sequences": N_TOGETHER, "n_rows": n_rows, **ratios, "n_copies": n_copies, "identical": identical}
+
+
 def _save(ctx: Context, where: str, only_part: bool) -> float:
     taken: list[Checkpoint] = []
     seconds = timed(lambda: taken.append(ctx.checkpoint(0, where=where, partial=only_part)))
@@ -313,6 +365,13 @@ def checkpoint_table(result: dict[str, Any]) -> Table:
         copying = human_seconds(length["memcpy_seconds"]["median"])
         table.add_row("", f"plain copy, {size}", copying, "", "", "", style="dim")
     return table
+
+
+def lockstep_line(found: dict[str, Any]) -> str:
+    """What `measure_checkpoints` says of sequences in lockstep, in a line."""
+    save, restore = (f"{found[what]['median']:.2f}x" for what in ("save", "restore"))
+    rows = f"{found['n_rows']} rows of one of {found['n_sequences']} sequences in lockstep"
+    return f"{rows}: save {save}, restore {restore} of side by side, {max(found['n_copies'].values())} copies"
 
 
 def plot_checkpoints(result: dict[str, Any], path: str) -> None:

@@ -329,6 +329,22 @@ class Checkpoints:
     def evict(self, value: bool) -> None:
         native.set_budget(self._ctx, self.budget, bool(value))
 
+    @property
+    def reserve(self) -> int | None:
+        """Bytes of every device that new checkpoints leave free, or None: a fiftieth of it, 256 MiB at least.
+
+        llama.cpp takes memory while it computes, and a back end ends the process where it gets none. What would leave
+        less raises `OutOfDeviceMemory`, or evicts. Host memory is not counted: a checkpoint there needs no reserve.
+        """
+        reserve: int | None = native.reserve(self._ctx)
+        return reserve
+
+    @reserve.setter
+    def reserve(self, value: int | None) -> None:
+        if value is not None and (not isinstance(value, int) or not 0 <= value < 2**63):
+            raise InvalidArgument(f"reserve={value!r} must be a number of bytes or None")
+        native.set_reserve(self._ctx, value)
+
     def release_all(self) -> None:
         """Release every live checkpoint."""
         for checkpoint in list(self):

@@ -21,7 +21,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from lloyal import Context, Model, build_info, devices, models, system_info
-from lloyal.bench import N_MORE, checkpoint_table, measure_checkpoints, plot_checkpoints, plotter
+from lloyal.bench import N_MORE, checkpoint_table, lockstep_line, measure_checkpoints, plot_checkpoints, plotter
 from lloyal.decoding import generate
 from lloyal.demo import tour
 from lloyal.errors import InvalidArgument, LloyalError
@@ -254,6 +254,8 @@ def bench_checkpoint(
     else:
         console = Console(highlight=False)
         console.print(checkpoint_table(result))
+        if "lockstep" in result:
+            console.print("\n" + lockstep_line(result["lockstep"]))
         good = "Every restored state has the bytes it had." if result["identical"] else "A RESTORED STATE DIFFERS."
         console.print(f"\n{good}", style="green" if result["identical"] else "bold red")
     if not result["identical"]:

@@ -270,17 +270,32 @@ Status fill(ContextBox & box, CheckpointBox & ck, Plan & plan) {
     const int64_t start_us = llama_time_us();
     CopyList copies;
     std::vector<std::unique_ptr<Chunk>> fresh(ck.parts.size());
-    for (size_t p = 0; p < plan.missing.size(); ++p) {
-        if (!plan.missing[p].rows.empty()) {
-            const KvLayout & layout = store.layouts[ck.parts[p].cache];
-            fresh[p] = take_chunk(layout, ck.seq, plan.missing[p], *store.pool, host, copies);
+    const auto take = [&] {
+        copies = {};
+        for (size_t p = 0; p < plan.missing.size(); ++p) {
+            if (!plan.missing[p].rows.empty()) {
+                const KvLayout & layout = store.layouts[ck.parts[p].cache];
+                fresh[p] = take_chunk(layout, ck.seq, plan.missing[p], *store.pool, host, copies);
+            }
         }
-    }
-    if (!plan.recurrent_meta.empty()) {
-        ck.recurrent = take_blob(std::move(plan.recurrent_meta), plan.recurrent, *store.pool, host, copies);
-    }
-    if (!plan.whole_meta.empty()) {
-        ck.whole = take_blob(std::move(plan.whole_meta), plan.whole, *store.pool, host, copies);
+        if (!plan.recurrent_meta.empty()) {
+            ck.recurrent = take_blob(plan.recurrent_meta, plan.recurrent, *store.pool, host, copies);
+        }
+        if (!plan.whole_meta.empty()) {
+            ck.whole = take_blob(plan.whole_meta, plan.whole, *store.pool, host, copies);
+        }
+    };
+    try {
+        take();
+    } catch (const DeviceMemoryError &) {
+        // The device is full, whatever the budget says.
+        if (host || !store.evict || !store.drop(need, ck, true)) {
+            throw;
+        }
+        std::fill_n(fresh.begin(), fresh.size(), nullptr); // what was allocated of it, too
+        ck.recurrent.reset();
+        store.pool->trim();
+        take();
     }
     copies.run(*box.ptr, *box.store->pool);
     if (!host && need > 0) {

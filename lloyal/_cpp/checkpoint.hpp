@@ -49,6 +49,8 @@ class CheckpointStore {
     void repack(ContextBox & box, const CheckpointBox * taking);
     // Make room for `bytes` more under the budget, or say why not and leave everything. What `taking` already shares is kept.
     Status make_room(size_t bytes, const CheckpointBox & taking);
+    // Evict what frees so much, or nothing and false; `on_device`: of a device's memory.
+    bool drop(size_t bytes, const CheckpointBox & taking, bool on_device);
     size_t live_bytes() const;
     size_t meta_bytes(); // host bytes of bookkeeping, shared ones counted once
 

@@ -15,6 +15,8 @@ cdef extern from "copy.hpp" namespace "lloyal" nogil:
     int64_t fault_remaining()
     cppclass BufferPool:
         size_t idle_bytes() const
+        int64_t reserve() const
+        void set_reserve(int64_t bytes)
         cppmap[g.ggml_backend_buffer_type_t, size_t] live_bytes() except +
 
 cdef extern from "checkpoint.hpp" namespace "lloyal" nogil:

@@ -13,6 +13,8 @@ namespace {
 
 // So few copies cost less than an index of them.
 constexpr size_t FEW = 4;
+constexpr size_t MANY = 64;
+constexpr size_t LONG = 128; // rows
 // A back end that sends what is queued holds a copy of it until then.
 constexpr size_t MAX_QUEUED = 64 << 20;
 
@@ -154,7 +156,10 @@ void CopyList::add(const RowCopy & copy) {
     // Pieces that follow each other in both places are one.
     const size_t packed = copy.rows->n_rows * copy.piece;
     const bool whole = runs.size() == 1 && copy.spread.pitch == packed && copy.packed.pitch == packed;
-    if (whole || runs.size() * copy.n_pieces <= FEW) {
+    const size_t n = runs.size() * copy.n_pieces;
+    // On a device an index of long runs costs more than they do.
+    const bool is_long = n <= MANY && n * LONG <= copy.rows->n_rows && !is_host(copy.spread.tensor);
+    if (whole || n <= FEW || is_long) {
         expand(copy, *this);
     } else {
         row_copies_.push_back(copy);
@@ -175,10 +180,12 @@ void CopyList::run(llama_context & context, BufferPool & pool) const {
             expand(copy, left);
         }
     }
+    for (const RowCopy & copy : graphs.run(queues)) {
+        expand(copy, left);
+    }
     for (const Copy & copy : left.copies_) {
         run_copy(copy, queues);
     }
-    graphs.run(queues);
     queues.wait();
 }
 

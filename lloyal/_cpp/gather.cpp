@@ -267,76 +267,90 @@ void RowGraphs::compute(ggml_backend_t backend, Queues & queues, const Work * wo
     }
 }
 
-void RowGraphs::run(Queues & queues) {
+void RowGraphs::run(ggml_backend_t backend, Device & device, Queues & queues) {
+    if (device.direct.empty() && device.by_host.empty()) {
+        return;
+    }
+    size_t n_scratch = 0;
+    size_t n_staged = 0;
+    for (const Work & work : device.direct) {
+        n_scratch = std::max(n_scratch, work.n_scratch);
+    }
+    for (const Work & work : device.by_host) {
+        n_scratch = std::max(n_scratch, work.n_scratch);
+        n_staged = std::max(n_staged, work.copy.piece * work.copy.n_pieces * work.copy.rows->n_rows);
+    }
+    // One after the other, a back end computes in order: all can use the same scratch memory.
+    const auto acquire = [&](size_t size) -> ggml_tensor * {
+        return size == 0 ? nullptr : buffers_.emplace_back(pool_.acquire(device.buft, size))->tensor();
+    };
+    ggml_tensor * index = acquire(device.index.size() * sizeof(int32_t));
+    ggml_tensor * scratch = acquire(n_scratch);
+    ggml_tensor * staged = acquire(n_staged);
+    if (index) {
+        ggml_backend_tensor_set_async(backend, index, device.index.data(), 0, device.index.size() * sizeof(int32_t));
+        queues.queued(backend);
+    }
+    const auto bind_all = [&](Work & work, const ggml_tensor * packed, size_t offset) {
+        for (const Unbound & one : work.indices) {
+            bind(one.tensor, index, one.offset * sizeof(int32_t));
+        }
+        for (const Unbound & one : work.halves) {
+            bind(one.tensor, scratch, one.offset);
+        }
+        for (const Unbound & one : work.staged) {
+            bind(one.tensor, packed, offset + one.offset);
+        }
+    };
+    for (Work & work : device.direct) {
+        fault_point();
+        bind_all(work, work.copy.packed.tensor, work.copy.packed.offset);
+    }
+    if (!device.direct.empty()) {
+        compute(backend, queues, device.direct.data(), device.direct.size());
+    }
+    for (Work & work : device.by_host) {
+        fault_point();
+        const RowCopy & copy = work.copy;
+        bind_all(work, staged, 0);
+        // All pieces at once where they follow each other.
+        const size_t size = copy.piece * copy.rows->n_rows;
+        const uint32_t n_together = copy.packed.pitch == size ? copy.n_pieces : 1;
+        const auto move = [&](auto && one) {
+            for (uint32_t k = 0; k < copy.n_pieces; k += n_together) {
+                one(static_cast<char *>(copy.packed.tensor->data) + copy.packed.offset + k * copy.packed.pitch,
+                    k * size, n_together * size);
+            }
+        };
+        if (copy.gather) {
+            compute(backend, queues, &work, 1);
+            move([&](char * host, size_t offset, size_t n) {
+                ggml_backend_tensor_get_async(backend, staged, host, offset, n);
+            });
+        } else {
+            move([&](const char * host, size_t offset, size_t n) {
+                ggml_backend_tensor_set_async(backend, staged, host, offset, n);
+                queues.queued(backend, n);
+            });
+            compute(backend, queues, &work, 1);
+        }
+    }
+}
+
+std::vector<RowCopy> RowGraphs::run(Queues & queues) {
+    std::vector<RowCopy> left;
     for (auto & [backend, device] : devices_) {
-        if (device.direct.empty() && device.by_host.empty()) {
-            continue;
-        }
-        size_t n_scratch = 0;
-        size_t n_staged = 0;
-        for (const Work & work : device.direct) {
-            n_scratch = std::max(n_scratch, work.n_scratch);
-        }
-        for (const Work & work : device.by_host) {
-            n_scratch = std::max(n_scratch, work.n_scratch);
-            n_staged = std::max(n_staged, work.copy.piece * work.copy.n_pieces * work.copy.rows->n_rows);
-        }
-        // One after the other, a back end computes in order: all can use the same scratch memory.
-        const auto acquire = [&, buft = device.buft](size_t size) -> ggml_tensor * {
-            return size == 0 ? nullptr : buffers_.emplace_back(pool_.acquire(buft, size))->tensor();
-        };
-        ggml_tensor * index = acquire(device.index.size() * sizeof(int32_t));
-        ggml_tensor * scratch = acquire(n_scratch);
-        ggml_tensor * staged = acquire(n_staged);
-        if (index) {
-            ggml_backend_tensor_set_async(backend, index, device.index.data(), 0, ggml_nbytes(index));
-            queues.queued(backend);
-        }
-        const auto bind_all = [&](Work & work, const ggml_tensor * packed, size_t offset) {
-            for (const Unbound & one : work.indices) {
-                bind(one.tensor, index, one.offset * sizeof(int32_t));
-            }
-            for (const Unbound & one : work.halves) {
-                bind(one.tensor, scratch, one.offset);
-            }
-            for (const Unbound & one : work.staged) {
-                bind(one.tensor, packed, offset + one.offset);
-            }
-        };
-        for (Work & work : device.direct) {
-            fault_point();
-            bind_all(work, work.copy.packed.tensor, work.copy.packed.offset);
-        }
-        if (!device.direct.empty()) {
-            compute(backend, queues, device.direct.data(), device.direct.size());
-        }
-        for (Work & work : device.by_host) {
-            fault_point();
-            const RowCopy & copy = work.copy;
-            bind_all(work, staged, 0);
-            // All pieces at once where they follow each other.
-            const size_t size = copy.piece * copy.rows->n_rows;
-            const uint32_t n_together = copy.packed.pitch == size ? copy.n_pieces : 1;
-            const auto move = [&, backend = backend](auto && one) {
-                for (uint32_t k = 0; k < copy.n_pieces; k += n_together) {
-                    one(static_cast<char *>(copy.packed.tensor->data) + copy.packed.offset + k * copy.packed.pitch,
-                        k * size, n_together * size);
+        try {
+            run(backend, device, queues);
+        } catch (const DeviceMemoryError &) {
+            for (const std::vector<Work> * works : {&device.direct, &device.by_host}) {
+                for (const Work & work : *works) {
+                    left.push_back(work.copy);
                 }
-            };
-            if (copy.gather) {
-                compute(backend, queues, &work, 1);
-                move([&, backend = backend](char * host, size_t offset, size_t n) {
-                    ggml_backend_tensor_get_async(backend, staged, host, offset, n);
-                });
-            } else {
-                move([&, backend = backend](const char * host, size_t offset, size_t n) {
-                    ggml_backend_tensor_set_async(backend, staged, host, offset, n);
-                    queues.queued(backend, n);
-                });
-                compute(backend, queues, &work, 1);
             }
         }
     }
+    return left;
 }
 
 } // namespace lloyal

@@ -19,8 +19,9 @@ class RowGraphs {
 
     // False if the back end of the rows cannot do it bit for bit.
     bool add(const RowCopy & copy, Queues & queues);
-    // Queue everything that was added. It must be waited for before this goes.
-    void run(Queues & queues);
+    // Queue everything that was added, but for what this returns: the device has no memory left for their indices. It must
+    // be waited for before this goes.
+    std::vector<RowCopy> run(Queues & queues);
 
   private:
     // Where rows of a list lie in the index: each as it is; halves of what 32-bit words hold, the even ones first.
@@ -64,6 +65,7 @@ class RowGraphs {
     static bool build_runs(ggml_backend_t backend, Work & work, size_t word);
     static bool build_words(ggml_backend_t backend, Device & device, Work & work);
     static bool build_halves(ggml_backend_t backend, Device & device, Work & work);
+    void run(ggml_backend_t backend, Device & device, Queues & queues);
     void compute(ggml_backend_t backend, Queues & queues, const Work * works, size_t n);
 
     BufferPool & pool_;

@@ -262,6 +262,13 @@ Status CheckpointStore::make_room(size_t bytes, const CheckpointBox & taking) {
     if (!evict) {
         return refused(": release some, or set evict=True");
     }
+    if (!drop(live_bytes() + bytes - size_t(budget_bytes), taking, false)) {
+        return refused(", and what may be evicted does not free as much");
+    }
+    return {};
+}
+
+bool CheckpointStore::drop(size_t bytes, const CheckpointBox & taking, bool on_device) {
     struct Candidate {
         CheckpointHandle handle;
         std::unique_lock<std::mutex> lock;
@@ -272,7 +279,7 @@ Status CheckpointStore::make_room(size_t bytes, const CheckpointBox & taking) {
     for (const CheckpointHandle & ck : live()) {
         // Reading its parts needs no lock: only their context drops them, and we are in it.
         holders.hold(*ck);
-        if (ck->pinned || ck->where == Where::cells) {
+        if (ck->pinned || ck->where == Where::cells || (on_device && ck->where != Where::device)) {
             continue;
         }
         // One that another thread is reading right now is in use.
@@ -282,14 +289,14 @@ Status CheckpointStore::make_room(size_t bytes, const CheckpointBox & taking) {
     }
     std::sort(candidates.begin(), candidates.end(),
               [](const Candidate & a, const Candidate & b) { return a.handle->used_at < b.handle->used_at; });
-    const int64_t wanted = int64_t(live_bytes() + bytes) - budget_bytes;
+    const int64_t wanted = int64_t(bytes);
     holders.start();
     size_t n = 0;
     while (n < candidates.size() && holders.freed() < wanted) {
         holders.let_go(*candidates[n++].handle);
     }
     if (holders.freed() < wanted) {
-        return refused(", and what may be evicted does not free as much");
+        return false;
     }
     // Those that free nothing that is needed stay, the most recently used first.
     for (size_t i = n; i-- > 0;) {
@@ -302,7 +309,7 @@ Status CheckpointStore::make_room(size_t bytes, const CheckpointBox & taking) {
         ck.drop();
         ck.evicted = true;
     }
-    return {};
+    return true;
 }
 
 Status checkpoint_trim(ContextBox & box) noexcept {

@@ -12,7 +12,7 @@ from typing_extensions import Buffer
 
 BufferLike = Buffer | NDArray[Any]
 
-__all__ = ["CheckpointBase", "budget", "estimate", "fault_arm", "fault_remaining", "layout_signature", "lease_acquire", "lease_available", "lease_release", "live_bytes", "meta_bytes", "pool_idle_bytes", "set_budget", "trim"]
+__all__ = ["CheckpointBase", "budget", "estimate", "fault_arm", "fault_remaining", "layout_signature", "lease_acquire", "lease_available", "lease_release", "live_bytes", "meta_bytes", "pool_idle_bytes", "reserve", "set_budget", "set_reserve", "trim"]
 
 class CheckpointBase:
     """The handle of a checkpoint. See `lloyal.Checkpoint`."""
@@ -81,6 +81,12 @@ def set_budget(ctx: ContextBase, budget: int | None, evict: bool) -> None:
 
 def budget(ctx: ContextBase) -> tuple[int | None, bool]:
     """``(bytes or None, evict)``."""
+
+def set_reserve(ctx: ContextBase, reserve: int | None) -> None:
+    """Bytes of every device that checkpoints leave to the computation; None: the default."""
+
+def reserve(ctx: ContextBase) -> int | None:
+    """What `set_reserve` set."""
 
 def layout_signature(ctx: ContextBase) -> tuple[bytes, bytes]:
     """How the context rotates its keys, and how its caches are laid out: a state fits where both are equal."""

@@ -22,7 +22,8 @@ from lloyal.errors import Closed
 
 __all__ = [
     "CheckpointBase", "budget", "estimate", "fault_arm", "fault_remaining", "layout_signature", "lease_acquire",
-    "lease_available", "lease_release", "live_bytes", "meta_bytes", "pool_idle_bytes", "set_budget", "trim",
+    "lease_available", "lease_release", "live_bytes", "meta_bytes", "pool_idle_bytes", "reserve", "set_budget",
+    "set_reserve", "trim",
 ]
 
 
@@ -290,6 +291,19 @@ def budget(ContextBase ctx not None) -> tuple[int | None, bool]:
     cdef core.ContextHandle handle = ctx.pin()
     cdef int64_t n = native.store_of(handle.get()[0]).budget_bytes
     return None if n < 0 else n, native.store_of(handle.get()[0]).evict
+
+
+def set_reserve(ContextBase ctx not None, reserve: int | None) -> None:
+    """Bytes of every device that checkpoints leave to the computation; None: the default."""
+    cdef core.ContextHandle handle = ctx.pin()
+    native.store_of(handle.get()[0]).pool.get().set_reserve(-1 if reserve is None else <int64_t>reserve)
+
+
+def reserve(ContextBase ctx not None) -> int | None:
+    """What `set_reserve` set."""
+    cdef core.ContextHandle handle = ctx.pin()
+    cdef int64_t n = native.store_of(handle.get()[0]).pool.get().reserve()
+    return None if n < 0 else n
 
 
 def layout_signature(ContextBase ctx not None) -> tuple[bytes, bytes]:

@@ -71,6 +71,17 @@ def test_every_way_restores_the_bytes(measured):
             assert way["restore"]["quartiles"][0] <= way["restore"]["median"] <= way["restore"]["quartiles"][1]
 
 
+def test_lockstep_is_measured_where_every_row_is_kept(measured):
+    assert ("lockstep" in measured) == (measured["memory"] == "attention")
+    if "lockstep" in measured:
+        found = measured["lockstep"]
+        assert (found["n_sequences"], found["n_rows"], found["identical"]) == (bench.N_TOGETHER, 6, True)
+        assert found["save"]["median"] > 0
+        with lloyal.Model(lloyal.models.path("nano")) as model:
+            assert 0 < max(found["n_copies"].values()) <= 4 * 2 * model.n_layer
+        assert "6 rows of one of 16" in bench.lockstep_line(found)
+
+
 def test_what_a_way_keeps_is_what_a_checkpoint_says(measured):
     with lloyal.Model(lloyal.models.path(measured["model"])) as model:
         with lloyal.Context(model, n_ctx=256, n_threads=1) as ctx:
