@@ -107,8 +107,7 @@ class Copies {
         lloyal::Collector state;
         memory(twin)->state_write(state, seq, 0);
         const size_t n = state.n_tensor_bytes();
-        buffer_ =
-            std::make_unique<lloyal::DeviceBuffer>(ggml_backend_buffer_get_type(state.slices.at(0).tensor->buffer), n);
+        buffer_ = pool_->acquire(ggml_backend_buffer_get_type(state.slices.at(0).tensor->buffer), n);
         size_t at = 0;
         for (const lloyal::Slice & slice : state.slices) {
             list_.add({slice.tensor, slice.offset, buffer_->tensor(), at, slice.size});
@@ -117,13 +116,14 @@ class Copies {
     }
     int64_t run() {
         const Clock clock;
-        list_.run(*ctx_);
+        list_.run(*ctx_, *pool_);
         return clock.ns();
     }
 
   private:
     llama_context * ctx_;
-    std::unique_ptr<lloyal::DeviceBuffer> buffer_;
+    std::shared_ptr<lloyal::BufferPool> pool_ = std::make_shared<lloyal::BufferPool>();
+    std::shared_ptr<lloyal::DeviceBuffer> buffer_;
     lloyal::CopyList list_;
 };
 
