@@ -8,6 +8,7 @@ thread, both sides in turns, steady state against steady state. After restores t
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 import tempfile
@@ -335,33 +336,42 @@ class Bench:
         with Context(model, **options) as together, Context(model, **options) as apart:
             together.state_set_data(in_lockstep(base, N_TOGETHER, N_ROWS).to_bytes())
             apart.state_set_data(in_lockstep(base, N_TOGETHER, N_ROWS, side_by_side=True).to_bytes())
-            sides = {"together": self.saver(together), "apart": self.saver(apart)}
-            result = alternate(sides, self.rounds, warm_up=2)
+            turn = itertools.cycle(range(N_TOGETHER))  # another each round: nobody's rows are in the processor's cache
+
+            def saver(ctx: Context) -> Side:
+                def side() -> float:
+                    taken: list[Checkpoint] = []
+                    seconds = self.timed(lambda: taken.append(ctx.checkpoint(next(turn))))
+                    taken[0].release()
+                    return seconds
+
+                return side
+
+            def restorer(ctx: Context) -> Side:
+                def side() -> float:
+                    seq_id = next(turn)
+                    with ctx.checkpoint(seq_id) as checkpoint:
+                        ctx.memory.seq_rm(seq_id)
+                        return self.timed(checkpoint.restore)
+
+                return side
+
             name = f"one of {N_TOGETHER} in lockstep, {N_ROWS} rows"
+            result = alternate({"together": saver(together), "apart": saver(apart)}, 2 * self.rounds, warm_up=2)
             self.ratio_row(f"{name}: save / side by side", result["together"], result["apart"], 1.5)
-            restores: dict[str, Side] = {}
-            operations: dict[str, float] = {}
-            for key, ctx in {"together": together, "apart": apart}.items():
-                expected = ctx.state_seq_get_data(0)
-                checkpoint = ctx.checkpoint(0)
-
-                def restore(ctx: Context = ctx, checkpoint: Checkpoint = checkpoint) -> float:
-                    ctx.memory.seq_rm(0)
-                    return self.timed(checkpoint.restore)
-
-                restores[key] = restore
-                restore()
-                self.check(ctx, expected, f"restore, {key}")
-                ctx.memory.seq_rm(0)
-                operations[f"{key}, restore"] = counted(checkpoint.restore)
-                operations[f"{key}, save"] = counted(lambda ctx=ctx: ctx.checkpoint(1).release())
-            result = alternate(restores, self.rounds, warm_up=2)
+            result = alternate({"together": restorer(together), "apart": restorer(apart)}, 2 * self.rounds, warm_up=2)
             self.ratio_row("  restore / side by side", result["together"], result["apart"], 1.5)
-            n_tensors = len(base.rows)
-            for what in ("save", "restore"):
-                self.row(f"  operations of a {what}, a tensor", operations[f"together, {what}"] / n_tensors, 4)
-            together.checkpoints.release_all()
-            apart.checkpoints.release_all()
+            operations: dict[str, int] = {}
+            expected = together.state_seq_get_data(5)
+            taken: list[Checkpoint] = []
+            operations["save"] = counted(lambda: taken.append(together.checkpoint(5)))
+            together.memory.seq_rm(5)
+            operations["restore"] = counted(taken[0].restore)
+            taken[0].release()
+            if together.state_seq_get_data(5) != expected:
+                raise SystemExit("one in lockstep: the state has other bytes than before")
+            for what, n in operations.items():
+                self.row(f"  operations of a {what}, a tensor", n / len(base.rows), 4)
 
     # How it is told
 

@@ -170,6 +170,10 @@ class Packer {
 std::unique_ptr<Chunk> take_chunk(const KvLayout & layout, SeqId seq, const Located & located, BufferPool & pool,
                                   bool host, CopyList & copies);
 
+// Empty a sequence and give it cells for `rows`, the first free ones, as llama.cpp does when it reads a state; false if that is
+// better left to llama.cpp. `placed`: which cells.
+bool place_rows(const KvLayout & layout, SeqId seq, const Runs & rows, RowRuns & placed);
+
 // The buffer type a tensor's copy lives in: beside it, or in host memory.
 ggml_backend_buffer_type_t storage_for(const ggml_tensor * tensor, bool host);
 

@@ -6,6 +6,7 @@
 
 #include "ggml-backend-impl.h"
 
+#include <algorithm>
 #include <cstring>
 
 namespace lloyal {
@@ -14,7 +15,8 @@ namespace {
 // So few copies cost less than an index of them.
 constexpr size_t FEW = 4;
 constexpr size_t MANY = 64;
-constexpr size_t LONG = 128; // rows
+constexpr size_t AHEAD = 8 << 10; // bytes to fetch before they are copied
+constexpr size_t LONG = 128;      // rows
 // A back end that sends what is queued holds a copy of it until then.
 constexpr size_t MAX_QUEUED = 64 << 20;
 
@@ -94,6 +96,18 @@ template <typename T> void copy_elements(const RowRuns & rows, char * spread, ch
     }
 }
 
+// The processor fetches ahead within a page, and the next row lies in another one.
+void prefetch(char * row, size_t size, bool to_write) {
+    constexpr size_t LINE = 64;
+    for (size_t i = 0; i < std::min<size_t>(size, 4096); i += LINE) {
+        if (to_write) {
+            __builtin_prefetch(row + i, 1);
+        } else {
+            __builtin_prefetch(row + i, 0);
+        }
+    }
+}
+
 void copy_on_host(const RowCopy & copy) {
     fault_point();
     for (uint32_t k = 0; k < copy.n_pieces; ++k) {
@@ -104,7 +118,13 @@ void copy_on_host(const RowCopy & copy) {
         } else if (copy.piece == sizeof(uint32_t)) {
             copy_elements<uint32_t>(*copy.rows, spread, packed, copy.gather);
         } else {
-            for (const RowRuns::Run & run : copy.rows->list) {
+            const std::vector<RowRuns::Run> & runs = copy.rows->list;
+            const size_t ahead = std::clamp<size_t>(AHEAD / copy.piece, 1, 32);
+            for (size_t i = 0; i < runs.size(); ++i) {
+                const RowRuns::Run & run = runs[i];
+                if (i + ahead < runs.size()) {
+                    prefetch(spread + runs[i + ahead].row * copy.piece, copy.piece, !copy.gather);
+                }
                 char * there = spread + run.row * copy.piece;
                 const size_t size = run.n * copy.piece;
                 std::memcpy(copy.gather ? packed : there, copy.gather ? there : packed, size);

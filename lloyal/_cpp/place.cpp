@@ -1,0 +1,64 @@
+// Which cells rows get, where llama.cpp's own search takes longer than the copy.
+#include "chunks.hpp"
+
+#include "llama-batch.h"
+#include "llama-kv-cache.h"
+
+namespace lloyal {
+namespace {
+
+// llama.cpp looks at the sequence of every cell that it passes: in a full cache of few holes that is most of a restore.
+constexpr uint32_t MANY_CELLS = 4096;
+
+} // namespace
+
+bool place_rows(const KvLayout & layout, SeqId seq, const Runs & rows, RowRuns & placed) {
+    llama_kv_cache & cache = *layout.cache;
+    if (layout.has_ext || cache.get_cells(seq).get_used() < MANY_CELLS) {
+        return false;
+    }
+    const llama_kv_cells & cells = cache.get_cells(seq);
+    if (cells.seq_pos_max(seq) >= 0) {
+        cache.seq_rm(seq, -1, -1); // looks at every cell
+    }
+    const uint32_t n = uint32_t(rows.size());
+    if (cells.size() - cells.get_used() < n) {
+        return false; // cells outside their sequence's window may do
+    }
+    llama_kv_cache::slot_info slots{};
+    slots.resize(1);
+    slots.s0 = slots.s1 = uint32_t(cache.get_stream(seq));
+    slots.strm[0] = llama_seq_id(slots.s0);
+    slots.idxs[0].reserve(n);
+    for (uint32_t i = 0; slots.idxs[0].size() < n; ++i) {
+        if (cells.is_empty(i)) {
+            slots.idxs[0].push_back(i);
+            placed.add(i, 1);
+        }
+    }
+    std::vector<llama_pos> pos;
+    pos.reserve(n);
+    for (const Run & run : rows.list()) {
+        for (Pos at = run.begin; at < run.end; ++at) {
+            pos.push_back(at);
+        }
+    }
+    // As llama.cpp fills one from a state: without tokens, which only caches with extended cells keep.
+    std::vector<llama_token> token(n);
+    std::vector<int32_t> n_seq_id(n, 1);
+    llama_seq_id owner = seq;
+    std::vector<llama_seq_id *> seq_id(n, &owner);
+    llama_ubatch batch{};
+    batch.b_equal_seqs = 1;
+    batch.n_tokens = batch.n_seq_tokens = n;
+    batch.n_seqs = batch.n_seqs_unq = batch.n_pos = 1;
+    batch.token = token.data();
+    batch.pos = pos.data();
+    batch.n_seq_id = n_seq_id.data();
+    batch.seq_id = seq_id.data();
+    batch.seq_id_unq = &owner;
+    cache.apply_ubatch(slots, batch);
+    return true;
+}
+
+} // namespace lloyal
