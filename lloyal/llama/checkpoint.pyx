@@ -295,8 +295,10 @@ def budget(ContextBase ctx not None) -> tuple[int | None, bool]:
 
 def set_reserve(ContextBase ctx not None, reserve: int | None) -> None:
     """Bytes of every device that checkpoints leave to the computation; None: the default."""
-    cdef core.ContextHandle handle = ctx.pin()
-    native.store_of(handle.get()[0]).pool.get().set_reserve(-1 if reserve is None else <int64_t>reserve)
+    cdef core.ContextHandle handle
+    cdef int64_t limit = -1 if reserve is None else as_integer(reserve, "reserve", 0, INT64_MAX)
+    handle = ctx.pin()
+    native.store_of(handle.get()[0]).pool.get().set_reserve(limit)
 
 
 def reserve(ContextBase ctx not None) -> int | None:
