@@ -426,7 +426,11 @@ class Lines:
             "pooling": ["'none'", "'mean'", "'cls'", "'last'", "'rank'", "'unspecified'"],
             "attention": ["'causal'", "'non_causal'", "'unspecified'"],
             "rope_scaling": ["'none'", "'linear'", "'yarn'", "'longrope'"],
-            "n_threads": ["1", "2", "3"],
+            "n_threads": [
+                "1",
+                "1",
+                "2",
+            ],  # threads that wait for each other on a busy machine take more than a line may
             "split_mode": ["'none'", "'layer'", "'row'", "'tensor'"],
             "type": ["'default'", "'mtp'"],
             "parent": [self.thing("Context"), "None"],
