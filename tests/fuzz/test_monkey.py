@@ -6,20 +6,20 @@ import datetime
 
 import pytest
 
-from tests.fuzz.monkey import Monkey, show
+from tests.fuzz.monkey import LINES, Monkey, show
 
-SECONDS = 8.0
+HISTORIES = 5
 
 
 @pytest.mark.parametrize("seed", ["a", str(datetime.date.today())])
 def test_no_call_ends_the_process(seed: str) -> None:
     monkey = Monkey(seed)
     try:
-        found = monkey.run(SECONDS)
+        found = monkey.run(300.0, most=HISTORIES)
         if found is not None:
             lines, problem = found
             pytest.fail(show(monkey.shrink(lines, problem, 60.0), problem))
-        assert monkey.lines > 200
+        assert monkey.lines == HISTORIES * LINES
     finally:
         monkey.close()
 
