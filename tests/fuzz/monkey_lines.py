@@ -71,6 +71,8 @@ WEIGHTS |= dict.fromkeys(
     ("set_sampler", "apply", "embeddings", "set_adapter_cvec", "add_embd", "extend_embd", "set_pos"), 3.0
 )
 
+WEIGHTS |= dict.fromkeys(("state_get_data", "state_seq_get_data", "state_seq_get_data_ext", "state_set_data"), 4.0)
+
 Parameters = list[tuple[str, str, bool, bool]]  # name, annotation, may be left out, keyword only
 
 
@@ -383,6 +385,8 @@ class Lines:
             return self.real()
         if "Literal" in annotation or "str" in annotation:
             return self.text()
+        if name == "out" and r.random() < 0.5:
+            return f"array({r.choice(('768', '128', '65536', '500000'))}, {r.choice((*DTYPES, 'O', 'O'))!r})"
         if name in ("data", "out", "embd", "rows", "logits", "ids") or "Buffer" in annotation or "Array" in annotation:
             return self.data()
         if "Iterable" in annotation or "Sequence" in annotation or "Mapping" in annotation or "list" in annotation:
@@ -447,7 +451,8 @@ class Lines:
         for field in dataclasses.fields(kind):
             if r.random() < (0.25 if len(choices) else 0):
                 known = choices.get(field.name) or (["True", "False"] if field.type == "bool" else [self.real()])
-                value = r.choice(known) if r.random() < 0.93 else self.anything()
+                odd = self.number if r.random() < 0.6 else self.anything
+                value = r.choice(known) if r.random() < 0.9 else odd()
                 words.append(f"{field.name}={value}")
         return ", ".join(words)
 
