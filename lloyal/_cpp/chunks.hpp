@@ -174,6 +174,10 @@ std::unique_ptr<Chunk> take_chunk(const KvLayout & layout, SeqId seq, const Loca
 // better left to llama.cpp. `placed`: which cells.
 bool place_rows(const KvLayout & layout, SeqId seq, const Runs & rows, RowRuns & placed);
 
+// Copy the rows of `segments` into these cells.
+void scatter_rows(CopyList & copies, const RowRuns & cells, const std::vector<RowTensor> & tensors,
+                  const std::vector<Segment> & segments);
+
 // The buffer type a tensor's copy lives in: beside it, or in host memory.
 ggml_backend_buffer_type_t storage_for(const ggml_tensor * tensor, bool host);
 

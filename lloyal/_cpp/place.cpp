@@ -4,6 +4,8 @@
 #include "llama-batch.h"
 #include "llama-kv-cache.h"
 
+#include <algorithm>
+
 namespace lloyal {
 namespace {
 
@@ -59,6 +61,29 @@ bool place_rows(const KvLayout & layout, SeqId seq, const Runs & rows, RowRuns &
     batch.seq_id_unq = &owner;
     cache.apply_ubatch(slots, batch);
     return true;
+}
+
+void scatter_rows(CopyList & copies, const RowRuns & cells, const std::vector<RowTensor> & tensors,
+                  const std::vector<Segment> & segments) {
+    auto run = cells.list.begin();
+    uint32_t in_run = 0;
+    for (const Segment & segment : segments) {
+        const auto rows = std::make_shared<RowRuns>();
+        while (run != cells.list.end() && rows->n_rows < segment.n) {
+            const uint32_t n = std::min(segment.n - rows->n_rows, run->n - in_run);
+            rows->add(run->row + in_run, n);
+            in_run += n;
+            if (in_run == run->n) {
+                ++run;
+                in_run = 0;
+            }
+        }
+        for (size_t t = 0; t < tensors.size(); ++t) {
+            const RowTensor & tensor = tensors[t];
+            copies.add(RowCopy{tensor.piece, tensor.n_pieces, tensor.place(),
+                               segment.chunk->place(tensor, t, segment.row), rows, false});
+        }
+    }
 }
 
 } // namespace lloyal

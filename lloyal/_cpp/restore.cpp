@@ -43,30 +43,6 @@ void script_rows(ScriptedReader & reader, const KvLayout & layout, const Runs & 
     }
 }
 
-// Copy the rows of `segments` into these cells.
-void scatter_rows(CopyList & copies, const RowRuns & cells, const std::vector<RowTensor> & tensors,
-                  const std::vector<Segment> & segments) {
-    auto run = cells.list.begin();
-    uint32_t in_run = 0;
-    for (const Segment & segment : segments) {
-        const auto rows = std::make_shared<RowRuns>();
-        while (run != cells.list.end() && rows->n_rows < segment.n) {
-            const uint32_t n = std::min(segment.n - rows->n_rows, run->n - in_run);
-            rows->add(run->row + in_run, n);
-            in_run += n;
-            if (in_run == run->n) {
-                ++run;
-                in_run = 0;
-            }
-        }
-        for (size_t t = 0; t < tensors.size(); ++t) {
-            const RowTensor & tensor = tensors[t];
-            copies.add(RowCopy{tensor.piece, tensor.n_pieces, tensor.place(),
-                               segment.chunk->place(tensor, t, segment.row), rows, false});
-        }
-    }
-}
-
 // Pair what llama.cpp asked to fill (rows in order, tensor by tensor) with where the rows lie.
 void copy_rows(CopyList & copies, const ScriptedReader & reader, const std::vector<RowTensor> & tensors,
                uint32_t n_rows, const std::vector<Segment> & segments) {
