@@ -10,6 +10,7 @@
 #include "llama-model.h"
 
 #include <algorithm>
+#include <set>
 #include <stdexcept>
 
 namespace lloyal {
@@ -31,13 +32,14 @@ bool same_sequences(const Batch & batch, size_t i, size_t j) {
     return true;
 }
 
-bool has_several(const Batch & batch) {
+size_t n_sequences(const Batch & batch) {
+    std::set<SeqId> seqs;
     for (size_t i = 0; i < batch.size(); ++i) {
-        if (batch.n_seq(i) > 1 || batch.seq(i, 0) != batch.seq(0, 0)) {
-            return true;
+        for (int32_t k = 0; k < batch.n_seq(i); ++k) {
+            seqs.insert(batch.seq(i, size_t(k)));
         }
     }
-    return false;
+    return seqs.size();
 }
 
 // llama.cpp computes these wrongly, or not the same, when a micro-batch holds several sequences.
@@ -95,7 +97,7 @@ bool several_parts(const ContextBox & box, const Batch & batch) {
     if (batch.size() > llama_n_ubatch(box.ptr)) {
         return true;
     }
-    if (!has_several(batch)) {
+    if (n_sequences(batch) == 1) {
         return false;
     }
     if (!box.map.unified || box.map.has_state()) {
@@ -202,6 +204,9 @@ Status check_coupled(const ContextBox & box, const Batch & batch) {
         };
         for (int32_t k = 1; k < batch.n_seq(i); ++k) {
             const SeqId seq = batch.seq(i, size_t(k));
+            if (box.model->ptr->hparams.ple_n_heads > 0) {
+                return refuse(seq, "and this model looks back over the tokens of one sequence: decode it once, and seq_cp");
+            }
             if (box.map.kind == MemoryKind::recurrent) {
                 return refuse(seq, "and recurrent memory takes tokens of one sequence only: decode it once, and seq_cp");
             }
@@ -231,7 +236,7 @@ Status check_coupled(const ContextBox & box, const Batch & batch) {
 }
 
 Status plan_decode(ContextBox & box, const Batch & batch, std::vector<Batch> & slices) {
-    if (one_sequence_at_a_time(box) && has_several(batch)) {
+    if (one_sequence_at_a_time(box) && n_sequences(batch) > 1) {
         return cut_up(box, batch, text("llama.cpp computes batches of several sequences wrongly for ",
                                        llm_arch_name(box.model->ptr->arch), " models"),
                       slices);
@@ -241,15 +246,22 @@ Status plan_decode(ContextBox & box, const Batch & batch, std::vector<Batch> & s
     }
     const BatchExtPtr native = native_batch(box, batch);
     WindowCells cells(box);
-    if (!fits(box, *native)) {
-        cells.put_back();
-        drop_stale_window(box);
+    // A plan over several streams leaves them searching from each other's places: only when it has done so as often as there
+    // are streams does the next one find the same cells again.
+    const size_t n_plans = box.map.unified ? 1 : 1 + n_sequences(batch);
+    bool loses = false;
+    for (size_t i = 0; i < n_plans; ++i) {
         if (!fits(box, *native)) {
             cells.put_back();
-            return {}; // decode will say so
+            drop_stale_window(box);
+            if (!fits(box, *native)) {
+                cells.put_back();
+                return {}; // decode will say so
+            }
         }
+        loses = cells.put_back();
     }
-    if (!cells.put_back()) {
+    if (!loses) {
         return {};
     }
     return cut_up(box, batch,

@@ -25,10 +25,7 @@ MODELS = {
 RINGS = ("lfm2", "lfm2-swa", "qwen35", "qwen35-mtp")
 MROPE = ("qwen35", "qwen35-mtp")
 # What is not right yet, each with what is wrong. Histories of the default suite stay clear of it.
-KNOWN = {
-    "coupled n-grams": "a token of several sequences ends the process on qwen4exp",
-    "parts of streams": "kv_unified=False, hybrid memory with a window: several sequences in several parts lack rows",
-}
+KNOWN: dict[str, str] = {}
 TYPES = ("f32", "f32", "f32", "f16", "f16", "q8_0", "q4_0")
 
 

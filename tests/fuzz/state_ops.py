@@ -332,7 +332,7 @@ class Shift(Op):
         p0, p1 = a_range(content, rng)
         positions = sorted(set(content.positions()))
         holes = [(a, b) for a, b in itertools.pairwise(positions) if b > a + 1]
-        if rng.random() < 0.15 and "repeats" not in w.avoid:
+        if rng.random() < 0.15:
             return {"side": side.which, "seq": seq, "p0": p0, "p1": p1, "div": rng.choice((1, 2, 3))}
         delta = rng.choice((1, 2, -1, -2, 5, -5, 20))
         if holes and rng.random() < 0.7:
