@@ -16,7 +16,7 @@ cdef inline int64_t as_integer(object value, str name, int64_t low, int64_t high
     try:
         number = PyLong_AsLongLongAndOverflow(PyNumber_Index(value), &overflow)
     except TypeError:
-        raise TypeError(f"{name} must be an integer, not {type(value).__name__}") from None
+        raise TypeError(f"{name}={value!r} must be an integer") from None
     if overflow or number < low or number > high:
         from lloyal.errors import InvalidArgument
 

@@ -14,7 +14,7 @@ import lloyal
 from tests.rpc import server
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def rpc_endpoint() -> Iterator[str]:
     with server() as endpoint:
         yield endpoint

@@ -70,6 +70,9 @@ def rows_of(blob: bytes, kind: str) -> bytes:
     raise AssertionError(f"{len(blob)} bytes are no state of {kind} memory")
 
 
+ONE_BY_ONE = {"plamo2-dense"}
+
+
 @dataclasses.dataclass
 class Taken:
     checkpoint: lloyal.Checkpoint
@@ -96,7 +99,9 @@ def test_eight_checkpoints_in_any_order(arch: Architecture, contexts: Contexts, 
         if rng.random() < 0.5:
             parts.append((1 - seq, ends[1 - seq], tokens(rng.randint(1, 6), seed=rng.randrange(10**6))))
         for context in (ctx, twin):
-            feed(context, *parts)
+            # llama.cpp mixes up the sequences of a batch in some
+            for batch in [[part] for part in parts] if arch.name in ONE_BY_ONE else [parts]:
+                feed(context, *batch)
         for part in parts:
             ends[part[0]] += len(part[2])
         checkpoint = ctx.checkpoint(seq, where=rng.choice(("device", "host")))
@@ -110,16 +115,18 @@ def test_eight_checkpoints_in_any_order(arch: Architecture, contexts: Contexts, 
         # into an empty context: the same cells, so the same logits
         clean.memory.clear()
         one.checkpoint.restore(dest, ctx=clean)
-        assert clean.state_seq_get_data_ext(dest) == expected
+        found = clean.state_seq_get_data_ext(dest)
         row = feed(judge, (dest, one.end, NEXT))[0]
-        assert distance(feed(clean, (dest, one.end, NEXT))[0], row) == 0
+        same_cells = found == expected  # the twin's may lie out of order where a window reuses its own
+        assert same_cells or ("iswa" in arch.memory_class and rows_of(found, arch.kind) == rows_of(expected, arch.kind))
+        assert distance(feed(clean, (dest, one.end, NEXT))[0], row) <= (0 if same_cells else tolerance)
         # into the context it was taken in
         one.checkpoint.restore(dest)
-        if mode == "streams":
-            assert ctx.state_seq_get_data_ext(dest) == expected
-        elif arch.kind in LAYERS_OF:
+        if arch.kind in LAYERS_OF:
             # in other cells: compared in order of position
             assert rows_of(ctx.state_seq_get_data_ext(dest), arch.kind) == rows_of(expected, arch.kind)
+        elif mode == "streams":
+            assert ctx.state_seq_get_data_ext(dest) == expected
         got = feed(ctx, (dest, one.end, NEXT))[0]
         assert mode == "unified" or distance(got, row) <= tolerance
         one.checkpoint.release()

@@ -307,10 +307,10 @@ def test_generation_goes_on_when_the_model_is_closed() -> None:
 
 def test_an_error_has_no_log_line_of_another_call(nano: lloyal.Model, tmp_path: Path) -> None:
     whole = Path(lloyal.models.path("nano-draft")).read_bytes()
-    (tmp_path / "short.gguf").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "other.gguf").write_bytes(whole.replace(b"llama", b"lloyd"))
     with lloyal.Context(nano, n_ctx=256, n_threads=1) as ctx:
         with pytest.raises(LoadFailed) as failed:
-            lloyal.Model(tmp_path / "short.gguf")
+            lloyal.Model(tmp_path / "other.gguf")
         assert failed.value.native_log
         with pytest.raises(InvalidBatch) as caught:
             ctx.decode(lloyal.Batch())
