@@ -25,8 +25,8 @@ __all__ = [
 
 MAGIC = b"lloyalCK"
 VERSION = 2
-# Magic, version, bytes of the JSON header, bytes of tensors. Behind it BLAKE2b (32 bytes) over all the rest, the header,
-# the tensors, a signature.
+# Magic, version, bytes of the JSON header, bytes of tensors. Behind it: BLAKE2b (32 bytes) over all the rest, the
+# header, the tensors, a signature.
 PREFIX = struct.Struct("<8sIIQ")
 DIGEST_SIZE = 32
 SIGNATURE_SIZE = 16  # version 1 has none

@@ -13,8 +13,8 @@ RINGS = [
     # 0: declarations, our C++, the error table
     "errors libllama _cpp",
     # 1: llama.h as Python
-    "llama.enums llama.signals llama.files llama.params llama.candidates llama.backend llama.status llama.args llama.base "
-    "llama.buffers "
+    "llama.enums llama.signals llama.files llama.params llama.candidates llama.backend llama.status llama.args "
+    "llama.base llama.buffers "
     "llama.vocab llama.rpc llama.model_info llama.model llama.batch llama.batch_ext llama.outputs llama.memory "
     "llama.state llama.ext llama.adapter llama.quantize llama.common llama.sampler_init llama.sampler "
     "llama.sampling_backend llama.context llama.checkpoint llama",
