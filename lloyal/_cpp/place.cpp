@@ -27,25 +27,34 @@ bool place_rows(const KvLayout & layout, SeqId seq, const Runs & rows, RowRuns &
     if (cells.size() - cells.get_used() < n) {
         return false; // cells outside their sequence's window may do
     }
-    llama_kv_cache::slot_info slots{};
-    slots.resize(1);
-    slots.s0 = slots.s1 = uint32_t(cache.get_stream(seq));
-    slots.strm[0] = llama_seq_id(slots.s0);
-    slots.idxs[0].reserve(n);
-    for (uint32_t i = 0; slots.idxs[0].size() < n; ++i) {
+    std::vector<uint32_t> free;
+    free.reserve(n);
+    for (uint32_t i = 0; free.size() < n; ++i) {
         if (cells.is_empty(i)) {
-            slots.idxs[0].push_back(i);
+            free.push_back(i);
             placed.add(i, 1);
         }
     }
-    std::vector<llama_pos> pos;
+    std::vector<Pos> pos;
     pos.reserve(n);
     for (const Run & run : rows.list()) {
         for (Pos at = run.begin; at < run.end; ++at) {
             pos.push_back(at);
         }
     }
+    put_rows(cache, seq, free, pos);
+    return true;
+}
+
+void put_rows(llama_kv_cache & cache, SeqId seq, const std::vector<uint32_t> & cells, const std::vector<Pos> & positions) {
+    const uint32_t n = uint32_t(cells.size());
+    llama_kv_cache::slot_info slots{};
+    slots.resize(1);
+    slots.s0 = slots.s1 = uint32_t(cache.get_stream(seq));
+    slots.strm[0] = llama_seq_id(slots.s0);
+    slots.idxs[0] = cells;
     // As llama.cpp fills one from a state: without tokens, which only caches with extended cells keep.
+    std::vector<Pos> pos = positions;
     std::vector<llama_token> token(n);
     std::vector<int32_t> n_seq_id(n, 1);
     llama_seq_id owner = seq;
@@ -60,7 +69,6 @@ bool place_rows(const KvLayout & layout, SeqId seq, const Runs & rows, RowRuns &
     batch.seq_id = seq_id.data();
     batch.seq_id_unq = &owner;
     cache.apply_ubatch(slots, batch);
-    return true;
 }
 
 void scatter_rows(CopyList & copies, const RowRuns & cells, const std::vector<RowTensor> & tensors,

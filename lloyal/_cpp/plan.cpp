@@ -1,5 +1,6 @@
 #include "plan.hpp"
 
+#include "chunks.hpp"
 #include "log.hpp"
 
 #include "llama-arch.h"
@@ -32,14 +33,17 @@ bool same_sequences(const Batch & batch, size_t i, size_t j) {
     return true;
 }
 
-size_t n_sequences(const Batch & batch) {
+std::set<SeqId> sequences(const Batch & batch) {
     std::set<SeqId> seqs;
     for (size_t i = 0; i < batch.size(); ++i) {
         for (int32_t k = 0; k < batch.n_seq(i); ++k) {
             seqs.insert(batch.seq(i, size_t(k)));
         }
     }
-    return seqs.size();
+    return seqs;
+}
+size_t n_sequences(const Batch & batch) {
+    return sequences(batch).size();
 }
 
 // llama.cpp computes these wrongly, or not the same, when a micro-batch holds several sequences.
@@ -118,6 +122,29 @@ bool fits(ContextBox & box, const llama_batch_ext & native) {
     return planned && planned->get_status() == LLAMA_MEMORY_STATUS_SUCCESS;
 }
 
+// Have llama.cpp look for cells from the first free one of each stream of the batch, where it looks after a removal. False if
+// some stream has none; it then finds the same cells again only when as many plans have been made as there are streams.
+bool search_from_first_free(ContextBox & box, const Batch & batch) {
+    bool all = true;
+    for (const SeqId seq : sequences(batch)) {
+        for (llama_kv_cache * cache : {box.map.caches[0], box.map.window}) {
+            const llama_kv_cells & cells = cache->get_cells(seq);
+            uint32_t first = 0;
+            while (first < cells.size() && !cells.is_empty(first)) {
+                ++first;
+            }
+            if (first == cells.size()) {
+                all = false;
+                continue;
+            }
+            const Pos pos = cells.seq_pos_max(seq) + 1;
+            put_rows(*cache, seq, {first}, {pos});
+            cache->seq_rm(seq, pos, pos + 1);
+        }
+    }
+    return all;
+}
+
 } // namespace
 
 void BatchExtDeleter::operator()(llama_batch_ext * batch) const {
@@ -147,7 +174,7 @@ BatchExtPtr native_batch(ContextBox & box, const Batch & batch) {
     return native;
 }
 
-WindowCells::WindowCells(ContextBox & box) : box_(box) {
+WindowCells::WindowCells(ContextBox & box) : box_(&box) {
     std::vector<uint32_t> seen;
     for (SeqId seq = 0; box.map.window && seq < box.provenance.n_seq_max(); ++seq) {
         const uint32_t stream = box.map.window->get_stream(seq);
@@ -168,7 +195,7 @@ bool WindowCells::put_back() {
     bool needed = false;
     for (const Row & row : rows_) {
         // llama.cpp's plan undoes what it did to the cells it took, in this way; not to older rows, which it drops with them.
-        auto & cells = const_cast<llama_kv_cells &>(box_.map.window->get_cells(row.stream));
+        auto & cells = const_cast<llama_kv_cells &>(box_->map.window->get_cells(row.stream));
         llama_kv_cells::seq_set_t lost = row.seqs;
         if (cells.is_empty(row.cell)) {
             cells.pos_set(row.cell, row.pos);
@@ -176,10 +203,10 @@ bool WindowCells::put_back() {
         } else {
             lost &= ~cells.seq_get_all(row.cell);
         }
-        for (SeqId seq = 0; lost.any() && seq < box_.provenance.n_seq_max(); ++seq) {
+        for (SeqId seq = 0; lost.any() && seq < box_->provenance.n_seq_max(); ++seq) {
             if (lost.test(size_t(seq))) {
                 cells.seq_add(row.cell, seq);
-                needed = needed || row.pos >= box_.map.window_begin(box_.provenance.of(seq).end());
+                needed = needed || row.pos >= box_->map.window_begin(box_->provenance.of(seq).end());
             }
         }
     }
@@ -246,20 +273,28 @@ Status plan_decode(ContextBox & box, const Batch & batch, std::vector<Batch> & s
     }
     const BatchExtPtr native = native_batch(box, batch);
     WindowCells cells(box);
-    // A plan over several streams leaves them searching from each other's places: only when it has done so as often as there
-    // are streams does the next one find the same cells again.
-    const size_t n_plans = box.map.unified ? 1 : 1 + n_sequences(batch);
+    // A plan over several streams leaves them searching from each other's places, so that the next finds other cells.
+    const bool settled = box.map.unified || search_from_first_free(box, batch);
     bool loses = false;
-    for (size_t i = 0; i < n_plans; ++i) {
-        if (!fits(box, *native)) {
-            cells.put_back();
-            drop_stale_window(box);
-            if (!fits(box, *native)) {
-                cells.put_back();
-                return {}; // decode will say so
-            }
+    for (size_t n_plans = settled ? 1 : 1 + n_sequences(batch); n_plans > 0; --n_plans) {
+        if (fits(box, *native)) {
+            loses = cells.put_back();
+            continue;
         }
-        loses = cells.put_back();
+        cells.put_back();
+        drop_stale_window(box); // cells that a fork shares are never reused, however stale
+        WindowCells rest(box);
+        if (!fits(box, *native)) {
+            rest.put_back();
+            cells.put_back();
+            return Status(Code::cache_full, text("no room in the cache for ", batch.size(),
+                                                 " more tokens: free a sequence (seq_rm), or raise n_ctx"));
+        }
+        loses = rest.put_back();
+        cells = std::move(rest);
+    }
+    if (settled && !box.map.unified) {
+        search_from_first_free(box, batch);
     }
     if (!loses) {
         return {};

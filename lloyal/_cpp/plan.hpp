@@ -38,7 +38,7 @@ class WindowCells {
         llama_kv_cells::seq_set_t seqs;
     };
 
-    ContextBox & box_;
+    ContextBox * box_;
     std::vector<Row> rows_;
 };
 
