@@ -8,10 +8,10 @@
 #include <unwind.h>
 
 #if defined(__APPLE__)
-#    include <malloc/malloc.h>
-#    define malloc_usable_size malloc_size
+#include <malloc/malloc.h>
+#define malloc_usable_size malloc_size
 #else
-#    include <malloc.h>
+#include <malloc.h>
 #endif
 
 #include <climits>
@@ -158,7 +158,8 @@ bool may_throw(lloyal_budget & budget) {
         int left;
         bool safe;
     } walk = {budget.base, budget.walked ? 64 : INT_MAX, true};
-    budget.walked = true; // what was thrown then may be caught and come back at every level: frames far up stay what they are
+    budget.walked =
+        true; // what was thrown then may be caught and come back at every level: frames far up stay what they are
     const auto visit = [](_Unwind_Context * frame, void * data) {
         auto & todo = *static_cast<Walk *>(data);
         if (reinterpret_cast<const void *>(_Unwind_GetCFA(frame)) > todo.end || --todo.left < 0) {
@@ -226,8 +227,7 @@ void lloyal_budget_step(void * function, const void * frame) {
     if (--budget->until_check == 0) {
         check(*budget);
     }
-    if (budget->broken != lloyal_budget::limit::none && is_safe_function(function) &&
-        may_throw(*budget)) {
+    if (budget->broken != lloyal_budget::limit::none && is_safe_function(function) && may_throw(*budget)) {
         throw lloyal_limit();
     }
 }

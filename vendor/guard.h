@@ -9,12 +9,12 @@
 struct lloyal_budget {
     enum class limit { none, steps, bytes, seconds, depth, interrupted };
 
-    uint64_t steps = UINT64_MAX;               // allocations, and functions begun where the hooks are compiled in
-    int64_t bytes = INT64_MAX;                 // allocated and not freed
-    int64_t nanoseconds = INT64_MAX;           // of this thread's processor time
-    const char * stack_end = nullptr;          // a function that begins below is too deep; stacks grow down
-    bool (*poll)() = nullptr;                  // called on this thread every few milliseconds: true ends the work
-    const std::atomic<bool> * stop = nullptr;  // set by another thread: the same
+    uint64_t steps = UINT64_MAX;              // allocations, and functions begun where the hooks are compiled in
+    int64_t bytes = INT64_MAX;                // allocated and not freed
+    int64_t nanoseconds = INT64_MAX;          // of this thread's processor time
+    const char * stack_end = nullptr;         // a function that begins below is too deep; stacks grow down
+    bool (*poll)() = nullptr;                 // called on this thread every few milliseconds: true ends the work
+    const std::atomic<bool> * stop = nullptr; // set by another thread: the same
 
     limit broken = limit::none; // the first one that was
     uint64_t n_steps = 0;

@@ -89,8 +89,9 @@ Status BatchExt::set_pos(int32_t i, const std::vector<llama_pos> & pos) noexcept
         Entry & entry = entries_[size_t(i)];
         const size_t n_most = entry.token == LLAMA_TOKEN_NULL ? n_sections_ : 1;
         if (pos.size() != 1 && pos.size() != n_most) {
-            return Status(Code::invalid_batch, text("entry ", i, " takes ", n_most == 4 ? "4 positions, or 1" : "1 position",
-                                                    ", not ", pos.size()));
+            return Status(
+                Code::invalid_batch,
+                text("entry ", i, " takes ", n_most == 4 ? "4 positions, or 1" : "1 position", ", not ", pos.size()));
         }
         if (pos[0] < 0) {
             return Status(Code::invalid_batch, text("position ", pos[0], " of entry ", i, " is negative"));

@@ -33,8 +33,7 @@ template <typename P> struct Stay {
 class ContextStay {
   public:
     using Argument = const ContextHandle &;
-    explicit ContextStay(const ContextHandle & context)
-        : box_(context.get()), inside_(box_ && context_enter(*box_)) {}
+    explicit ContextStay(const ContextHandle & context) : box_(context.get()), inside_(box_ && context_enter(*box_)) {}
     ContextStay(const ContextStay &) = delete;
     ~ContextStay() {
         if (inside_) {

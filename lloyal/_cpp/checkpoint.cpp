@@ -316,7 +316,8 @@ Status fill(ContextBox & box, CheckpointBox & ck, Plan & plan) {
     return {};
 }
 
-CheckpointHandle new_checkpoint(const ContextHandle & context, SeqId seq, Where where, bool partial, const Runs & rows) {
+CheckpointHandle new_checkpoint(const ContextHandle & context, SeqId seq, Where where, bool partial,
+                                const Runs & rows) {
     auto ck = make_handle<CheckpointBox>();
     ck->context = context;
     ck->where = where;

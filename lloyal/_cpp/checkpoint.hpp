@@ -70,8 +70,8 @@ struct CheckpointBox {
     Runs rows;     // every logical row up to its end
     Pos pos_min = -1;
     Pos pos_max = -1;
-    Pos window_begin = 0; // its rows of a sliding-window cache begin here
-    SeqId lease = -1;     // where=cells: the sequence that holds the cells
+    Pos window_begin = 0;  // its rows of a sliding-window cache begin here
+    SeqId lease = -1;      // where=cells: the sequence that holds the cells
     uint64_t encoding = 0; // the encoder's output that its context had
 
     struct Part {

@@ -198,8 +198,9 @@ Status export_size(const CheckpointBox & ck, size_t & size) {
         return Status(Code::unsupported, "a checkpoint that was copied whole cannot be serialized");
     }
     if (ck.encoding != 0) {
-        return Status(Code::unsupported, "a state of an encoder-decoder model goes with what encode() left in its context, "
-                                         "and cannot be serialized without it");
+        return Status(Code::unsupported,
+                      "a state of an encoder-decoder model goes with what encode() left in its context, "
+                      "and cannot be serialized without it");
     }
     size = 0;
     for (const CheckpointBox::Part & part : ck.parts) {

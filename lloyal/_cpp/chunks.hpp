@@ -174,7 +174,8 @@ std::unique_ptr<Chunk> take_chunk(const KvLayout & layout, SeqId seq, const Loca
 // better left to llama.cpp. `placed`: which cells.
 bool place_rows(const KvLayout & layout, SeqId seq, const Runs & rows, RowRuns & placed);
 // Make these empty cells rows of a sequence.
-void put_rows(llama_kv_cache & cache, SeqId seq, const std::vector<uint32_t> & cells, const std::vector<Pos> & positions);
+void put_rows(llama_kv_cache & cache, SeqId seq, const std::vector<uint32_t> & cells,
+              const std::vector<Pos> & positions);
 
 // Copy the rows of `segments` into these cells.
 void scatter_rows(CopyList & copies, const RowRuns & cells, const std::vector<RowTensor> & tensors,

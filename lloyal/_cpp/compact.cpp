@@ -106,8 +106,9 @@ Status memory_compact(ContextBox & box) noexcept {
         }
         CheckpointStore & store = store_of(box);
         if (store.whole_only) {
-            return Status(Code::unsupported, text(memory_kind_name(box.map.kind),
-                                                  " memory cannot be compacted: its caches mirror each other cell by cell"));
+            return Status(Code::unsupported,
+                          text(memory_kind_name(box.map.kind),
+                               " memory cannot be compacted: its caches mirror each other cell by cell"));
         }
         llama_synchronize(box.ptr);
         const size_t need = used_bytes(store);

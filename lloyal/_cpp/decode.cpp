@@ -301,8 +301,7 @@ template <typename Native> Status compute(ContextBox & box, Batch & batch, Nativ
     return rc == 0 ? Status() : failure(box, rc, batch);
 }
 
-template <typename Native>
-Status run_decode(ContextBox & box, Batch & batch, bool tenant, Native && native) noexcept {
+template <typename Native> Status run_decode(ContextBox & box, Batch & batch, bool tenant, Native && native) noexcept {
     return guarded(Code::decode_failed, [&]() -> Status {
         if (!box.memory && llama_model_has_encoder(box.model->ptr)) {
             return Status(Code::unsupported, "this model has an encoder only: use encode()");
@@ -392,7 +391,8 @@ uint32_t n_pos_per_row(const ContextBox & box) {
 } // namespace
 
 Status decode(ContextBox & box, Batch & batch, bool tenant) noexcept {
-    return run_decode(box, batch, tenant, [&](Batch & part) { return llama_decode(box.ptr, part.view(n_pos_per_row(box))); });
+    return run_decode(box, batch, tenant,
+                      [&](Batch & part) { return llama_decode(box.ptr, part.view(n_pos_per_row(box))); });
 }
 
 Status encode(ContextBox & box, Batch & batch) noexcept {

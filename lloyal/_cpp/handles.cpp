@@ -109,9 +109,8 @@ Status check_memory(const llama_model & model, const llama_context_params & para
 // Pooling takes every row of a micro-batch; the graph that llama.cpp plans for one has `n_ubatch` rows rounded up to a
 // multiple of the sequences, or of what else there is room for.
 Status fit_pooling(const llama_model & model, llama_context_params & params, uint32_t n_ubatch, uint32_t limit) {
-    const enum llama_pooling_type pooling = params.pooling_type == LLAMA_POOLING_TYPE_UNSPECIFIED
-                                           ? model.hparams.pooling_type
-                                           : params.pooling_type;
+    const enum llama_pooling_type pooling =
+        params.pooling_type == LLAMA_POOLING_TYPE_UNSPECIFIED ? model.hparams.pooling_type : params.pooling_type;
     if (pooling == LLAMA_POOLING_TYPE_UNSPECIFIED || pooling == LLAMA_POOLING_TYPE_NONE) {
         return {};
     }
@@ -126,8 +125,8 @@ Status fit_pooling(const llama_model & model, llama_context_params & params, uin
                                                    "raise n_ctx, n_batch and n_ubatch, or lower n_seq_max"));
     }
     if (params.n_outputs_max != 0 && params.n_outputs_max < n_ubatch) {
-        return Status(Code::invalid_argument, text("n_outputs_max=", params.n_outputs_max, " must be at least ", n_ubatch,
-                                                   " in a context that pools (a micro-batch), or 0"));
+        return Status(Code::invalid_argument, text("n_outputs_max=", params.n_outputs_max, " must be at least ",
+                                                   n_ubatch, " in a context that pools (a micro-batch), or 0"));
     }
     params.n_ubatch = n_ubatch;
     return {};

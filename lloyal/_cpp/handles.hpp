@@ -116,7 +116,8 @@ struct ContextBox {
 
     std::shared_ptr<CheckpointStore> store; // what its checkpoints share
 
-    ContextBox(ModelHandle model, llama_context * context, const llama_context_params & params, const MemoryMap * parent);
+    ContextBox(ModelHandle model, llama_context * context, const llama_context_params & params,
+               const MemoryMap * parent);
     ContextBox(const ContextBox &) = delete;
     ~ContextBox();
 

@@ -45,7 +45,8 @@ bool rotates_quantized(const llama_hparams & hparams, const llama_context_params
         return false;
     }
     for (uint32_t il = 0; il < hparams.n_layer(); ++il) {
-        if (hparams.has_kv(il) && (hparams.n_embd_head_k(il) != hparams.n_embd_head_k() || hparams.n_rot(il) != hparams.n_embd_head_k(il))) {
+        if (hparams.has_kv(il) &&
+            (hparams.n_embd_head_k(il) != hparams.n_embd_head_k() || hparams.n_rot(il) != hparams.n_embd_head_k(il))) {
             return false;
         }
     }
@@ -147,7 +148,8 @@ MemoryMap::MemoryMap(const llama_model & model, const llama_context & context, l
     quantized = !caches.empty() && (ggml_is_quantized(params.type_k) || ggml_is_quantized(params.type_v));
     const char * no_matrix = std::getenv("LLAMA_ATTN_ROT_DISABLE");
     unrotated = quantized && no_matrix && std::atoi(no_matrix) != 0;
-    keys_rotate = params.type_k == GGML_TYPE_F32 || params.type_k == GGML_TYPE_F16 || rotates_quantized(hparams, params);
+    keys_rotate =
+        params.type_k == GGML_TYPE_F32 || params.type_k == GGML_TYPE_F16 || rotates_quantized(hparams, params);
 }
 
 int32_t MemoryMap::window_begin(int32_t pos) const {

@@ -35,8 +35,8 @@ class Pattern {
 
     std::vector<Instruction> code;
     std::vector<std::bitset<256>> sets;
-    uint32_t n_slots = 2;   // begin and end of the match and of each group
-    size_t lookahead = 0;   // bytes behind a position that decide what matches there
+    uint32_t n_slots = 2; // begin and end of the match and of each group
+    size_t lookahead = 0; // bytes behind a position that decide what matches there
 };
 
 // The first match in a text that grows at its end.

@@ -46,7 +46,8 @@ bool place_rows(const KvLayout & layout, SeqId seq, const Runs & rows, RowRuns &
     return true;
 }
 
-void put_rows(llama_kv_cache & cache, SeqId seq, const std::vector<uint32_t> & cells, const std::vector<Pos> & positions) {
+void put_rows(llama_kv_cache & cache, SeqId seq, const std::vector<uint32_t> & cells,
+              const std::vector<Pos> & positions) {
     const uint32_t n = uint32_t(cells.size());
     llama_kv_cache::slot_info slots{};
     slots.resize(1);

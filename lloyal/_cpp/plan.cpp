@@ -232,10 +232,12 @@ Status check_coupled(const ContextBox & box, const Batch & batch) {
         for (int32_t k = 1; k < batch.n_seq(i); ++k) {
             const SeqId seq = batch.seq(i, size_t(k));
             if (box.model->ptr->hparams.ple_n_heads > 0) {
-                return refuse(seq, "and this model looks back over the tokens of one sequence: decode it once, and seq_cp");
+                return refuse(seq,
+                              "and this model looks back over the tokens of one sequence: decode it once, and seq_cp");
             }
             if (box.map.kind == MemoryKind::recurrent) {
-                return refuse(seq, "and recurrent memory takes tokens of one sequence only: decode it once, and seq_cp");
+                return refuse(seq,
+                              "and recurrent memory takes tokens of one sequence only: decode it once, and seq_cp");
             }
             if (!box.map.unified) {
                 return refuse(seq, "which have buffers of their own: make the context with kv_unified=True");
@@ -264,8 +266,9 @@ Status check_coupled(const ContextBox & box, const Batch & batch) {
 
 Status plan_decode(ContextBox & box, const Batch & batch, std::vector<Batch> & slices) {
     if (one_sequence_at_a_time(box) && n_sequences(batch) > 1) {
-        return cut_up(box, batch, text("llama.cpp computes batches of several sequences wrongly for ",
-                                       llm_arch_name(box.model->ptr->arch), " models"),
+        return cut_up(box, batch,
+                      text("llama.cpp computes batches of several sequences wrongly for ",
+                           llm_arch_name(box.model->ptr->arch), " models"),
                       slices);
     }
     if (!box.map.window || !several_parts(box, batch)) {

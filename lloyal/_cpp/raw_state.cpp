@@ -54,9 +54,9 @@ Status check_device(const ContextBox & box, uint32_t flags) {
                       "LLAMA_STATE_SEQ_FLAGS_ON_DEVICE copies 1/32 of a quantized cache and corrupts it: use "
                       "ctx.checkpoint(where=\"device\"), or the host flags");
     }
-    return map.split ? Status(Code::unsupported,
-                              "LLAMA_STATE_SEQ_FLAGS_ON_DEVICE does not work with split_mode=\"tensor\"")
-                     : Status();
+    return map.split
+               ? Status(Code::unsupported, "LLAMA_STATE_SEQ_FLAGS_ON_DEVICE does not work with split_mode=\"tensor\"")
+               : Status();
 }
 
 struct BufferNeed {
@@ -145,8 +145,8 @@ Status adopt_rows(ContextBox & box, SeqId seq) {
     }
     if (rows.end() != pos_max + 1 || !map.window_complete(rows, seq)) {
         make_empty(box, seq);
-        return Status(Code::state_mismatch, text("the state's layers disagree about the rows of sequence ", seq,
-                                                 ", which is now empty"));
+        return Status(Code::state_mismatch,
+                      text("the state's layers disagree about the rows of sequence ", seq, ", which is now empty"));
     }
     box.provenance.assign(seq, std::move(rows));
     return {};
@@ -368,8 +368,9 @@ Status state_seq_set_data(ContextBox & box, const uint8_t * data, size_t size, S
                 return Status(Code::state_mismatch, "the bytes of this device state were changed");
             }
             if (slot.encoding != box.encoding) {
-                return Status(Code::stale_checkpoint,
-                              "encode() has run since this state was saved, and its rows belong to what was encoded before");
+                return Status(
+                    Code::stale_checkpoint,
+                    "encode() has run since this state was saved, and its rows belong to what was encoded before");
             }
             rows = &slot.rows;
         }

@@ -28,8 +28,8 @@ struct SamplerBox {
     // Found once, again after every change of the chain.
     std::vector<llama_sampler *> grammars;
     std::vector<std::vector<PatternSearch>> searches; // of each grammar; empty: made when a token comes
-    int32_t n_vocab = 0; // token ids must be below; 0: any
-    bool greedy = false; // only ever takes the largest logit
+    int32_t n_vocab = 0;                              // token ids must be below; 0: any
+    bool greedy = false;                              // only ever takes the largest logit
 
     std::vector<llama_token_data> candidates; // scratch
 

@@ -48,8 +48,8 @@ bool is_one_of(const std::vector<llama_token> & tokens, llama_token token) {
 llama_sampler * grammar_make(const llama_vocab * vocab, const std::string & grammar, const std::string & root,
                              bool lazy, const std::vector<std::string> & patterns,
                              const std::vector<llama_token> & tokens) {
-    llama_grammar * native = llama_grammar_init_impl(vocab, grammar.c_str(), root.c_str(), lazy, nullptr, 0,
-                                                     tokens.data(), tokens.size());
+    llama_grammar * native =
+        llama_grammar_init_impl(vocab, grammar.c_str(), root.c_str(), lazy, nullptr, 0, tokens.data(), tokens.size());
     if (!native) {
         return nullptr;
     }
@@ -145,8 +145,9 @@ ElementPlaces::ElementPlaces(const llama_grammar_rules & rules) {
 }
 
 std::pair<uint32_t, uint32_t> ElementPlaces::operator()(const llama_grammar_element * element) const {
-    const auto after = std::upper_bound(starts_.begin(), starts_.end(), element,
-                                        [](const auto * at, const auto & start) { return std::less<>()(at, start.first); });
+    const auto after =
+        std::upper_bound(starts_.begin(), starts_.end(), element,
+                         [](const auto * at, const auto & start) { return std::less<>()(at, start.first); });
     const auto & [start, rule] = *(after - 1);
     return {rule, uint32_t(element - start)};
 }

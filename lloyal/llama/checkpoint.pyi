@@ -12,7 +12,7 @@ from typing_extensions import Buffer
 
 BufferLike = Buffer | NDArray[Any]
 
-__all__ = ["CheckpointBase", "budget", "estimate", "fault_arm", "fault_remaining", "layout_signature", "lease_acquire", "lease_available", "lease_release", "live_bytes", "meta_bytes", "pool_idle_bytes", "reserve", "set_budget", "set_reserve", "trim"]
+__all__ = ["CheckpointBase", "budget", "compact", "estimate", "fault_arm", "fault_remaining", "layout_signature", "lease_acquire", "lease_available", "lease_release", "live_bytes", "meta_bytes", "pool_idle_bytes", "reserve", "set_budget", "set_reserve", "trim"]
 
 class CheckpointBase:
     """The handle of a checkpoint. See `lloyal.Checkpoint`."""
@@ -75,6 +75,9 @@ def pool_idle_bytes(ctx: ContextBase) -> int:
 
 def trim(ctx: ContextBase) -> None:
     """Give back what no checkpoint needs. Releases the GIL."""
+
+def compact(ctx: ContextBase) -> None:
+    """Put the rows of every sequence next to each other, in order. Releases the GIL."""
 
 def set_budget(ctx: ContextBase, budget: int | None, evict: bool) -> None:
     """Limit the bytes of a context's checkpoints (None: no limit), refusing or evicting beyond it."""

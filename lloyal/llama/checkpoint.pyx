@@ -21,9 +21,9 @@ from lloyal.llama.status cimport check, check_process
 from lloyal.errors import Closed
 
 __all__ = [
-    "CheckpointBase", "budget", "estimate", "fault_arm", "fault_remaining", "layout_signature", "lease_acquire",
-    "lease_available", "lease_release", "live_bytes", "meta_bytes", "pool_idle_bytes", "reserve", "set_budget",
-    "set_reserve", "trim",
+    "CheckpointBase", "budget", "compact", "estimate", "fault_arm", "fault_remaining", "layout_signature",
+    "lease_acquire", "lease_available", "lease_release", "live_bytes", "meta_bytes", "pool_idle_bytes", "reserve",
+    "set_budget", "set_reserve", "trim",
 ]
 
 
