@@ -115,7 +115,7 @@ class Checkpoint(native.CheckpointBase):
         ------
         StaleCheckpoint
             partial: the destination no longer holds the rows it was taken on. cells: the memory was cleared.
-            Nothing was changed.
+            Encoder-decoder models: something else is encoded now. Nothing was changed.
         CacheFull
             Not enough free cells, counting those the destination would give up. Nothing was changed.
         StateMismatch

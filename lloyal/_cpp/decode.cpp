@@ -249,12 +249,7 @@ Status failure(const ContextBox & box, int32_t rc, const Batch & batch) {
                                               "moved for them, are empty now (see ctx.memory.seq_pos_max)"
                                             : "what was finished stays in the memory (see ctx.memory.seq_pos_max)";
     switch (rc) {
-        case 1:
-            return Status(Code::cache_full,
-                          text("no room in the cache for ", batch.size(),
-                               " more tokens: free a sequence (seq_rm), or "
-                               "raise n_ctx"),
-                          rc);
+        case 1: return cache_full(batch);
         case 2: return Status(Code::aborted, text("the decode was aborted; ", kept), rc);
         case -1:
             return Status(Code::invalid_batch, "llama.cpp refused the batch" + (log.empty() ? "" : ": " + log), rc);

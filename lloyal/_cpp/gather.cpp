@@ -104,40 +104,48 @@ bool RowGraphs::build_runs(ggml_backend_t backend, Work & work, size_t word) {
     return true;
 }
 
+// Rows into their places, as numbers of a type that is written as it is read, so that nobody computes with them.
+bool RowGraphs::build_scatter(ggml_backend_t backend, Device & device, Work & work, ggml_type type) {
+    const RowCopy & copy = work.copy;
+    ggml_context * context = work.context.get();
+    const size_t n_rows = copy.rows->n_rows;
+    const size_t n = copy.piece / ggml_type_size(type);
+    ggml_tensor * spread = new_rows(context, type, n, copy.spread.n_rows, copy.n_pieces, copy.piece, copy.spread.pitch);
+    ggml_tensor * packed = new_rows(context, type, n, n_rows, copy.n_pieces, copy.piece, copy.packed.pitch);
+    ggml_tensor * index = ggml_new_tensor_1d(context, GGML_TYPE_I32, int64_t(n_rows));
+    bind(spread, copy.spread.tensor, copy.spread.offset);
+    work.nodes.push_back(ggml_set_rows(context, spread, packed, index));
+    work.staged.push_back({packed, 0});
+    work.indices.push_back({index, index_of(device, *copy.rows, false).rows});
+    return ggml_backend_supports_op(backend, work.nodes.back());
+}
+
 // Rows of whole words: as integers or, to scatter them, as floats that nobody computes with.
 bool RowGraphs::build_words(ggml_backend_t backend, Device & device, Work & work) {
     const RowCopy & copy = work.copy;
     ggml_context * context = work.context.get();
     const size_t n_rows = copy.rows->n_rows;
     const size_t n = copy.piece / WORD;
-    const size_t at = index_of(device, *copy.rows, false).rows;
-    if (copy.gather) {
-        for (const ggml_type type : {GGML_TYPE_I32, GGML_TYPE_F32}) {
-            ggml_tensor * spread =
-                new_rows(context, type, n, copy.spread.n_rows, copy.n_pieces, copy.piece, copy.spread.pitch);
-            // The same rows of each piece.
-            ggml_tensor * index = new_rows(context, GGML_TYPE_I32, n_rows, copy.n_pieces, 1, 0, 0);
-            ggml_tensor * packed = ggml_get_rows(context, spread, index);
-            packed->nb[2] = packed->nb[3] = copy.packed.pitch;
-            if (ggml_backend_supports_op(backend, packed)) {
-                bind(spread, copy.spread.tensor, copy.spread.offset);
-                work.indices.push_back({index, at});
-                work.staged.push_back({packed, 0});
-                work.nodes.push_back(packed);
-                return true;
-            }
-        }
-        return false;
+    if (!copy.gather) {
+        return build_scatter(backend, device, work, GGML_TYPE_F32);
     }
-    ggml_tensor * spread =
-        new_rows(context, GGML_TYPE_F32, n, copy.spread.n_rows, copy.n_pieces, copy.piece, copy.spread.pitch);
-    ggml_tensor * packed = new_rows(context, GGML_TYPE_F32, n, n_rows, copy.n_pieces, copy.piece, copy.packed.pitch);
-    ggml_tensor * index = ggml_new_tensor_1d(context, GGML_TYPE_I32, int64_t(n_rows));
-    bind(spread, copy.spread.tensor, copy.spread.offset);
-    work.nodes.push_back(ggml_set_rows(context, spread, packed, index));
-    work.staged.push_back({packed, 0});
-    work.indices.push_back({index, at});
-    return ggml_backend_supports_op(backend, work.nodes.back());
+    const size_t at = index_of(device, *copy.rows, false).rows;
+    for (const ggml_type type : {GGML_TYPE_I32, GGML_TYPE_F32}) {
+        ggml_tensor * spread =
+            new_rows(context, type, n, copy.spread.n_rows, copy.n_pieces, copy.piece, copy.spread.pitch);
+        // The same rows of each piece.
+        ggml_tensor * index = new_rows(context, GGML_TYPE_I32, n_rows, copy.n_pieces, 1, 0, 0);
+        ggml_tensor * packed = ggml_get_rows(context, spread, index);
+        packed->nb[2] = packed->nb[3] = copy.packed.pitch;
+        if (ggml_backend_supports_op(backend, packed)) {
+            bind(spread, copy.spread.tensor, copy.spread.offset);
+            work.indices.push_back({index, at});
+            work.staged.push_back({packed, 0});
+            work.nodes.push_back(packed);
+            return true;
+        }
+    }
+    return false;
 }
 
 // Rows of 16-bit halves, which can be scattered but not gathered as they are: the words that hold them are gathered, and
@@ -148,17 +156,7 @@ bool RowGraphs::build_halves(ggml_backend_t backend, Device & device, Work & wor
     const size_t n_rows = copy.rows->n_rows;
     const size_t n = copy.piece / HALF;
     if (!copy.gather) {
-        const size_t at = index_of(device, *copy.rows, false).rows;
-        ggml_tensor * spread =
-            new_rows(context, GGML_TYPE_F16, n, copy.spread.n_rows, copy.n_pieces, copy.piece, copy.spread.pitch);
-        ggml_tensor * packed =
-            new_rows(context, GGML_TYPE_F16, n, n_rows, copy.n_pieces, copy.piece, copy.packed.pitch);
-        ggml_tensor * index = ggml_new_tensor_1d(context, GGML_TYPE_I32, int64_t(n_rows));
-        bind(spread, copy.spread.tensor, copy.spread.offset);
-        work.nodes.push_back(ggml_set_rows(context, spread, packed, index));
-        work.staged.push_back({packed, 0});
-        work.indices.push_back({index, at});
-        return ggml_backend_supports_op(backend, work.nodes.back());
+        return build_scatter(backend, device, work, GGML_TYPE_F16);
     }
     const Index & index = index_of(device, *copy.rows, true);
     const size_t pair = 2 * copy.piece;

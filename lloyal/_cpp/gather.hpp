@@ -63,6 +63,7 @@ class RowGraphs {
     static Index & index_of(Device & device, const RowRuns & rows, bool halves);
     static bool build(ggml_backend_t backend, Device & device, Work & work);
     static bool build_runs(ggml_backend_t backend, Work & work, size_t word);
+    static bool build_scatter(ggml_backend_t backend, Device & device, Work & work, ggml_type type);
     static bool build_words(ggml_backend_t backend, Device & device, Work & work);
     static bool build_halves(ggml_backend_t backend, Device & device, Work & work);
     void run(ggml_backend_t backend, Device & device, Queues & queues);

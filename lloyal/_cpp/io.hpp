@@ -105,7 +105,6 @@ class ScriptedReader : public llama_io_read_i {
         }
     }
     size_t n_bytes() override { return pos_; }
-    bool done() const { return pos_ == script.size(); }
 
     template <typename T> void put(const T & value) {
         const auto * bytes = reinterpret_cast<const uint8_t *>(&value);

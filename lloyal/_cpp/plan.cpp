@@ -247,7 +247,11 @@ Status check_coupled(const ContextBox & box, const Batch & batch) {
             }
         }
         if (i > 0 && same_sequences(batch, i, i - 1)) {
-            continue;
+            continue; // looked at with the first of them
+        }
+        Pos last = batch.pos(i);
+        for (size_t j = i + 1; j < batch.size() && same_sequences(batch, i, j); ++j) {
+            last = std::max(last, batch.pos(j));
         }
         for (size_t j = 0; j < batch.size(); ++j) {
             int32_t n = 0;
@@ -256,7 +260,7 @@ Status check_coupled(const ContextBox & box, const Batch & batch) {
                     n += batch.seq(j, size_t(m)) == batch.seq(i, size_t(k));
                 }
             }
-            if (n > 0 && n < batch.n_seq(i) && batch.pos(j) < batch.pos(i)) {
+            if (n > 0 && n < batch.n_seq(i) && batch.pos(j) < last) {
                 return refuse(batch.seq(i, 1), text("but index ", j, " before it is not of all of them"));
             }
         }
@@ -264,8 +268,17 @@ Status check_coupled(const ContextBox & box, const Batch & batch) {
     return {};
 }
 
+Status cache_full(const Batch & batch) {
+    return Status(
+        Code::cache_full,
+        text("no room in the cache for ", batch.size(), " more tokens: free a sequence (seq_rm), or raise n_ctx"), 1);
+}
+
 Status plan_decode(ContextBox & box, const Batch & batch, std::vector<Batch> & slices) {
     if (one_sequence_at_a_time(box) && n_sequences(batch) > 1) {
+        if (!fits(box, *native_batch(box, batch))) { // or the first slices would be in when the last finds no room
+            return cache_full(batch);
+        }
         return cut_up(box, batch,
                       text("llama.cpp computes batches of several sequences wrongly for ",
                            llm_arch_name(box.model->ptr->arch), " models"),
@@ -290,8 +303,7 @@ Status plan_decode(ContextBox & box, const Batch & batch, std::vector<Batch> & s
         if (!fits(box, *native)) {
             rest.put_back();
             cells.put_back();
-            return Status(Code::cache_full, text("no room in the cache for ", batch.size(),
-                                                 " more tokens: free a sequence (seq_rm), or raise n_ctx"));
+            return cache_full(batch);
         }
         loses = rest.put_back();
         cells = std::move(rest);

@@ -48,6 +48,9 @@ void drop_stale_window(ContextBox & box);
 // Tokens of several sequences are computed once, for the first one, so the sequences must be the same up to there.
 Status check_coupled(const ContextBox & box, const Batch & batch);
 
+// What llama.cpp's return code 1 means.
+Status cache_full(const Batch & batch);
+
 // Decide how a valid batch is to be computed: as it is (`slices` stays empty), or in these slices one after another.
 // Nothing is changed by it.
 Status plan_decode(ContextBox & box, const Batch & batch, std::vector<Batch> & slices);

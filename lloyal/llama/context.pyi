@@ -61,7 +61,8 @@ class Context(ContextSampling):
         Raises
         ------
         InvalidBatch
-            Empty, too large, a token, position or sequence out of range, or positions with a gap. Nothing was changed.
+            Empty, too large, out of range, positions with a gap, a token of several sequences that hold different rows,
+            or a sliding window that loses rows which an earlier output needs. Nothing was changed.
         CacheFull
             No room for the batch. Nothing was changed.
         Aborted

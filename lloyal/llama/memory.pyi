@@ -39,7 +39,9 @@ class Memory:
             decode. None: neither; restore a checkpoint.
         """
     def seq_rm(self, seq_id: int, p0: int = -1, p1: int = -1) -> None:
-        """Remove positions [p0, p1) of a sequence; of every sequence with -1 (``llama_memory_seq_rm``).
+        """Remove positions [p0, p1) of a sequence (``llama_memory_seq_rm``).
+
+        With -1 of every sequence, or of none if one of them cannot; what checkpoints hold in cells stays.
 
         Raises
         ------
@@ -48,7 +50,7 @@ class Memory:
             llama.cpp accepts some of these and gives wrong logits.
         """
     def seq_cp(self, seq_id_src: int, seq_id_dst: int, p0: int = -1, p1: int = -1) -> None:
-        """Copy positions [p0, p1) to another sequence (``llama_memory_seq_cp``).
+        """Copy positions [p0, p1) to another sequence (``llama_memory_seq_cp``): what it does not hold yet.
 
         On a unified attention cache both share the cells and no bytes move; recurrent states are copied when one of
         them next decodes; with kv_unified=False the rows are copied at once.
@@ -56,19 +58,22 @@ class Memory:
         Raises
         ------
         InvalidArgument
-            The destination holds other rows in that range.
+            The destination holds other rows in that range; where a copy replaces all it holds (recurrent states,
+            kv_unified=False), any that the source has not. Nothing was changed.
         Unsupported
-            Part of a recurrent state, or of a sequence with kv_unified=False.
+            Part of a recurrent state, or of a sequence with kv_unified=False; rows whose sliding window the source has
+            passed and lost. Nothing was changed.
         """
     def seq_keep(self, seq_id: int) -> None:
-        """Remove every other sequence (``llama_memory_seq_keep``)."""
+        """Remove every other sequence (``llama_memory_seq_keep``); what checkpoints hold in cells stays."""
     def seq_add(self, seq_id: int, p0: int, p1: int, delta: int) -> None:
         """Add `delta` to positions [p0, p1) and rotate their keys, at once (``llama_memory_seq_add``).
 
         Raises
         ------
         Unsupported
-            `can_shift` is False, or another sequence shares the rows (their positions would change too).
+            `can_shift` is False, another sequence shares the rows (their positions would change too), or rows would
+            come back into a sliding window that has lost them.
         InvalidArgument
             Positions would collide or become negative.
         """

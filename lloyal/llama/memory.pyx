@@ -82,7 +82,9 @@ cdef class Memory:
         return (None, "trim", "ring")[how]
 
     def seq_rm(self, seq_id: int, p0: int = -1, p1: int = -1) -> None:
-        """Remove positions [p0, p1) of a sequence; of every sequence with -1 (``llama_memory_seq_rm``).
+        """Remove positions [p0, p1) of a sequence (``llama_memory_seq_rm``).
+
+        With -1 of every sequence, or of none if one of them cannot; what checkpoints hold in cells stays.
 
         Raises
         ------
@@ -101,7 +103,7 @@ cdef class Memory:
         check(status)
 
     def seq_cp(self, seq_id_src: int, seq_id_dst: int, p0: int = -1, p1: int = -1) -> None:
-        """Copy positions [p0, p1) to another sequence (``llama_memory_seq_cp``).
+        """Copy positions [p0, p1) to another sequence (``llama_memory_seq_cp``): what it does not hold yet.
 
         On a unified attention cache both share the cells and no bytes move; recurrent states are copied when one of
         them next decodes; with kv_unified=False the rows are copied at once.
@@ -109,9 +111,11 @@ cdef class Memory:
         Raises
         ------
         InvalidArgument
-            The destination holds other rows in that range.
+            The destination holds other rows in that range; where a copy replaces all it holds (recurrent states,
+            kv_unified=False), any that the source has not. Nothing was changed.
         Unsupported
-            Part of a recurrent state, or of a sequence with kv_unified=False.
+            Part of a recurrent state, or of a sequence with kv_unified=False; rows whose sliding window the source has
+            passed and lost. Nothing was changed.
         """
         cdef core.ContextHandle handle
         cdef core.Status status
@@ -125,7 +129,7 @@ cdef class Memory:
         check(status)
 
     def seq_keep(self, seq_id: int) -> None:
-        """Remove every other sequence (``llama_memory_seq_keep``)."""
+        """Remove every other sequence (``llama_memory_seq_keep``); what checkpoints hold in cells stays."""
         cdef core.ContextHandle handle
         cdef core.Status status
         cdef int32_t seq = as_int32(seq_id, "seq_id")
@@ -140,7 +144,8 @@ cdef class Memory:
         Raises
         ------
         Unsupported
-            `can_shift` is False, or another sequence shares the rows (their positions would change too).
+            `can_shift` is False, another sequence shares the rows (their positions would change too), or rows would
+            come back into a sliding window that has lost them.
         InvalidArgument
             Positions would collide or become negative.
         """

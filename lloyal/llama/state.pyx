@@ -118,7 +118,9 @@ cdef class ContextState(ContextBase):
         Raises
         ------
         StaleCheckpoint
-            ON_DEVICE: the sequence was saved again since. Nothing was changed.
+            ON_DEVICE: the sequence was saved again since, or `encode` has run since. Nothing was changed.
+        NoLease
+            The destination holds the cells of a checkpoint. Nothing was changed.
         StateMismatch
             Another layout, other flags, or damaged bytes. For host states the destination is empty afterwards,
             as llama.cpp leaves it.

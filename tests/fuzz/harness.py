@@ -107,13 +107,18 @@ class Worker:
 
     def stop(self) -> None:
         if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-            for stream in (self.process.stdin, self.process.stdout):
-                with contextlib.suppress(BrokenPipeError):
-                    if stream is not None:
-                        stream.close()
+            end_worker(self.process)
             self.process = None
+
+
+def end_worker(process: subprocess.Popen[bytes]) -> None:
+    """Kill a worker and close its pipes."""
+    process.kill()
+    process.wait()
+    for stream in (process.stdin, process.stdout):
+        with contextlib.suppress(BrokenPipeError):
+            if stream is not None:
+                stream.close()
 
 
 def shrink(ops: list[Any], fails: Callable[[list[Any]], bool], seconds: float) -> list[Any]:

@@ -44,6 +44,7 @@ def find_tests() -> None:
 
 find_tests()
 
+from tests.fuzz.harness import end_worker  # noqa: E402
 from tests.fuzz.texts_make import MAKERS, Case  # noqa: E402
 
 
@@ -242,12 +243,7 @@ class Worker:
 
     def stop(self) -> None:
         if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-            for stream in (self.process.stdin, self.process.stdout):
-                with contextlib.suppress(BrokenPipeError):
-                    if stream is not None:
-                        stream.close()
+            end_worker(self.process)
         self.process = None
         self.buffer = b""
 

@@ -260,6 +260,13 @@ def test_coupled_tokens_are_of_sequences_that_are_the_same(load: Load, new_conte
         batch.add(9, 1, [2, 3])
         with pytest.raises(errors.InvalidBatch, match="not of all of them"):
             ctx.decode(batch)
+        batch.clear()
+        for pos in (0, 2):  # apart in between
+            batch.add(8, pos, [2, 3])
+        batch.add(8, 1, 2)
+        batch.add(9, 1, 3)
+        with pytest.raises(errors.InvalidBatch, match="not of all of them"):
+            ctx.decode(batch)
         assert everything(ctx) == before
         assert distance(feed(ctx, (1, 2, [9]))[0], next_logits(model, new_context, [5, 7, 9])) < TOLERANCE
 

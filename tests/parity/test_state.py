@@ -61,3 +61,16 @@ def test_sequences_that_llama_cpp_mixes_up_are_computed_one_by_one(generated: Ge
         expected = next_logits(model, some(8))
         assert distance(ctx.logits(copy=True), expected) < TOLERANCE * np.abs(expected).max()
         feed(ctx, (1, 8, [5]))
+
+
+def test_slices_without_room_for_all_change_nothing(generated: Generated) -> None:
+    with lloyal.Model(generated["plamo2-dense"]["path"]) as model, new_context(model, n_batch=256) as ctx:
+        for start in range(0, 192, 64):
+            feed(ctx, (0, start, some(64, start)))
+        rows = [ctx.memory.provenance(seq) for seq in (0, 1)]
+        batch = lloyal.Batch()
+        batch.extend(some(40), 192, 0, False)
+        batch.extend(some(40), 0, 1, "last")
+        with pytest.raises(errors.CacheFull, match="80 more tokens"):
+            ctx.decode(batch)
+        assert [ctx.memory.provenance(seq) for seq in (0, 1)] == rows
