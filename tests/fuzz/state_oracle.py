@@ -223,17 +223,20 @@ class Slot:
 
 
 def union(parts: list[tuple[Cache, int, int]]) -> Cache:
-    """The rows of each part in its range of positions; of a position that two have, the first."""
-    chosen: dict[int, tuple[Cache, int]] = {}
+    """The rows of each part in its range of positions; of a position that two have, those of the first."""
+    chosen: dict[int, list[tuple[Cache, int]]] = {}  # several rows after a division
     for part, begin, end in parts:
+        found: dict[int, list[tuple[Cache, int]]] = {}
         for i, pos in enumerate(part.positions.tolist()):
             if begin <= pos < end:
-                chosen.setdefault(pos, (part, i))
-    order = sorted(chosen)
+                found.setdefault(pos, []).append((part, i))
+        chosen = found | chosen
+    order = [(pos, *row) for pos in sorted(chosen) for row in chosen[pos]]
     like = next(part for part, _, _ in parts if part.tensors)
     tensors = []
     for t, tensor in enumerate(like.tensors):
-        data = np.stack([chosen[pos][0].tensors[t].data[:, chosen[pos][1]] for pos in order], axis=1)
+        data = np.stack([part.tensors[t].data[:, i] for _, part, i in order], axis=1)
         tensors.append(Tensor(tensor.header, data))
-    ext = np.stack([chosen[pos][0].ext[chosen[pos][1]] for pos in order])
-    return Cache(like.n_stream, np.array(order, np.int32), ext, like.layers_header, tensors)
+    ext = np.stack([part.ext[i] for _, part, i in order])
+    positions = np.array([pos for pos, _, _ in order], np.int32)
+    return Cache(like.n_stream, positions, ext, like.layers_header, tensors)
