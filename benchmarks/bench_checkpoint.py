@@ -25,7 +25,7 @@ from twins import Blocks, Library, Twin, arguments
 import lloyal
 from lloyal import Checkpoint, Context, Model, StateSeqFlags
 from lloyal.bench import Side, Timing, alternate, ratio, timed
-from lloyal.llama import checkpoint as native
+from lloyal.native import checkpoint as native
 
 ON_DEVICE = int(StateSeqFlags.ON_DEVICE)
 PARTIAL_ON_DEVICE = int(StateSeqFlags.ON_DEVICE | StateSeqFlags.PARTIAL_ONLY)

@@ -19,7 +19,7 @@ from rich.table import Table
 from lloyal import Checkpoint, Context, StateSeqFlags
 from lloyal.decoding import prefill
 from lloyal.errors import InvalidArgument, LloyalError, NoLease, Unsupported
-from lloyal.llama import checkpoint as native
+from lloyal.native import checkpoint as native
 from lloyal.terminal import human_bytes, human_seconds
 
 __all__ = [

@@ -19,7 +19,9 @@ from weakref import WeakSet
 from lloyal import llama
 from lloyal.checkpoint_format import decode_signed, encode
 from lloyal.errors import Closed, InvalidArgument, StateMismatch, Unsupported
-from lloyal.llama import checkpoint as native
+from lloyal.native import checkpoint as native
+from lloyal.native import lease
+from lloyal.native import memory as native_memory
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -439,7 +441,7 @@ class Context(llama.Context):
             return f"{kind} memory: a lease would cost a whole recurrent state or window"
         if not self.memory.unified:
             return "kv_unified=False: cells cannot be shared"
-        free = int(native.lease_available(self))
+        free = int(lease.lease_available(self))
         if free < 3:
             return f"{free} sequence ids are free, and restores prepare in one of them"
         if 4 * cost["free_cells"] < cost["n_cells"]:
@@ -463,7 +465,7 @@ class Context(llama.Context):
     @property
     def cache_layout(self) -> dict[str, Any]:
         """What must be equal for a state of one context to fit another: by field, so that a refusal can name it."""
-        rope, tensors = (hashlib.blake2b(part, digest_size=16).hexdigest() for part in native.layout_signature(self))
+        rope, tensors = (hashlib.blake2b(part, digest_size=16).hexdigest() for part in native_memory.layout_signature(self))
         return {
             "memory": self.memory.kind,
             "type_k": self.params.type_k,
@@ -492,7 +494,7 @@ class Context(llama.Context):
         -----
         Releases the GIL.
         """
-        native.compact(self)
+        native_memory.compact(self)
 
 
 def _compare(name: str, found: dict[str, Any], expected: dict[str, Any]) -> None:

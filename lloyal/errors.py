@@ -103,7 +103,7 @@ class Closed(LloyalError, ValueError):
     """The object was closed."""
 
 
-# In the order of `enum class Code` in _cpp/status.hpp.
+# In the order of `enum class Code` in _cpp/core/status.hpp.
 BY_CODE: tuple[type[BaseException] | None, ...] = (
     None,
     LoadFailed,

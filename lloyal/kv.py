@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from lloyal.errors import InvalidArgument, NoLease
-from lloyal.llama import checkpoint as native
+from lloyal.native import lease as native
 
 if TYPE_CHECKING:
     from lloyal.llama import Batch, Context

@@ -1,4 +1,4 @@
-"""Write the type stubs of ring 1 (``lloyal/llama/*.pyi``) from its Cython source.
+"""Write the type stubs of ring 1 (``lloyal/llama/*.pyi``, ``lloyal/native/*.pyi``) from its Cython source.
 
     python tools/stubs.py            write them
     python tools/stubs.py --check    fail if a committed one differs
@@ -24,7 +24,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-RING1 = ROOT / "lloyal" / "llama"
+LLAMA = ROOT / "lloyal" / "llama"
+RING1 = [LLAMA, ROOT / "lloyal" / "native"]
+
 
 # Where names that only annotations use come from: the source need not import them.
 IMPORTS = {
@@ -145,7 +147,7 @@ def split_arguments(text: str) -> list[str]:
 
 def dataclass_fields(name: str) -> list[str]:
     """The fields of a dataclass in params.py as keyword arguments."""
-    tree = ast.parse((RING1 / "params.py").read_text())
+    tree = ast.parse((LLAMA / "params.py").read_text())
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and node.name == name:
             return [
@@ -345,18 +347,22 @@ def resolve_imports(module: Module) -> list[str]:
         if name in home:
             wanted.setdefault(home[name], []).append(name)
         elif not hasattr(builtins, name):
-            raise StubError(f"lloyal/llama/{module.name}.pyx: an annotation names {name!r}, which is not known")
+            raise StubError(f"{module.name}.pyx: an annotation names {name!r}, which is not known")
     lines = [f"from {where} import {', '.join(names)}" for where, names in sorted(wanted.items())]
     return lines + ([""] if lines else []) + aliases + ([""] if aliases else [])
+
+
+def ring1(pattern: str) -> list[Path]:
+    return [path for folder in RING1 for path in sorted(folder.glob(pattern))]
 
 
 def public_classes() -> dict[str, str]:
     """Classes of ring 1 and the module each is defined in."""
     found = {}
-    for path in sorted(RING1.glob("*.py*")):
+    for path in ring1("*.py*"):
         if path.suffix in (".py", ".pyx"):
             for name in re.findall(r"^(?:cdef )?class (\w+)", path.read_text(), re.MULTILINE):
-                found[name] = f"lloyal.llama.{path.stem}"
+                found[name] = f"lloyal.{path.parent.name}.{path.stem}"
     return found
 
 
@@ -372,7 +378,7 @@ def stub_of(path: Path) -> str:
 def stubs() -> tuple[dict[Path, str], list[str]]:
     """The stub of every .pyx in ring 1 by path, and what is wrong with the others."""
     texts, errors = {}, []
-    for path in sorted(RING1.glob("*.pyx")):
+    for path in ring1("*.pyx"):
         try:
             texts[path.with_suffix(".pyi")] = stub_of(path)
         except (StubError, SyntaxError) as error:
@@ -386,8 +392,8 @@ def main() -> int:
     check = parser.parse_args().check
     expected, errors = stubs()
     stale = 0
-    sources = {path.with_suffix(".pyi") for path in RING1.glob("*.pyx")}
-    for path in sorted({path for path in RING1.glob("*.pyi") if path not in sources} | set(expected)):
+    sources = {path.with_suffix(".pyi") for path in ring1("*.pyx")}
+    for path in sorted({path for path in ring1("*.pyi") if path not in sources} | set(expected)):
         old = path.read_text() if path.exists() else ""
         new = expected.get(path, "")
         if old == new:

@@ -2,8 +2,8 @@
 // copies of a checkpoint of ours by themselves.
 #include "twin.hpp"
 
-#include "copy.hpp"
-#include "io.hpp"
+#include "state/copy.hpp"
+#include "state/io.hpp"
 
 #include "llama-memory.h"
 

@@ -1,4 +1,4 @@
-# Declarations of the parts of ggml-rpc.h that ring 1 uses. Its functions are found by name, see _cpp/rpc.cpp.
+# Declarations of the parts of ggml-rpc.h that ring 1 uses. Its functions are found by name, see _cpp/model/rpc.cpp.
 
 cdef extern from "ggml-rpc.h" nogil:
     const int RPC_PROTO_MAJOR_VERSION

@@ -1,11 +1,11 @@
-cimport lloyal._cpp.adapter as a
+cimport lloyal._cpp.model as cmodel
 from lloyal.llama.ext cimport ContextExt
 
 cdef class LoraAdapter:
-    cdef a.AdapterHandle handle
+    cdef cmodel.AdapterHandle handle
     cdef readonly object path  # str
 
-    cdef a.AdapterHandle pin(self) except *
+    cdef cmodel.AdapterHandle pin(self) except *
 
 cdef class ContextAdapters(ContextExt):
     cdef object _adapters

@@ -2,10 +2,11 @@
 """What is laid over a model's weights: low-rank adapters (LoRA) and control vectors, set per context."""
 
 from libc.stdint cimport INT32_MAX, int32_t
+from libcpp.string cimport string
 from libcpp.vector cimport vector
 
-cimport lloyal._cpp.adapter as a
 cimport lloyal._cpp.core as core
+cimport lloyal._cpp.model as cmodel
 from lloyal.llama.args cimport as_double, as_int32, as_integer
 cimport lloyal.libllama.llama as c
 from lloyal.llama.ext cimport ContextExt
@@ -46,21 +47,21 @@ cdef class LoraAdapter:
 
     def __init__(self, Model model not None, path: StrPath):
         cdef core.ModelHandle weights = model.pin()
-        cdef a.AdapterHandle handle
+        cdef cmodel.AdapterHandle handle
         cdef core.Status status
-        cdef core.string name
+        cdef string name
         if model.params.vocab_only:
             raise InvalidArgument("the model was loaded with vocab_only=True: it has no weights to adapt")
         path = os.fsdecode(path)
         check_file(path)
         name = os.fsencode(path)
         with nogil:
-            status = a.adapter_load(weights, name, handle)
+            status = cmodel.adapter_load(weights, name, handle)
         check(status)
         self.handle = handle
         self.path = path
 
-    cdef a.AdapterHandle pin(self) except *:
+    cdef cmodel.AdapterHandle pin(self) except *:
         if not self.handle:
             raise Closed(f"adapter {self.path} is closed")
         check_process()
@@ -68,7 +69,7 @@ cdef class LoraAdapter:
 
     def close(self) -> None:
         """Drop this object's hold on the adapter; it is freed when no context uses it. Releases the GIL."""
-        cdef a.AdapterHandle handle
+        cdef cmodel.AdapterHandle handle
         handle.swap(self.handle)
         with nogil:
             handle.reset()
@@ -86,7 +87,7 @@ cdef class LoraAdapter:
     @property
     def metadata(self) -> dict[str, str]:
         """The file's scalar metadata as strings; arrays are left out, as in llama.cpp's own accessor."""
-        cdef a.AdapterHandle handle = self.pin()
+        cdef cmodel.AdapterHandle handle = self.pin()
         cdef const c.llama_adapter_lora* adapter = handle.get().ptr
         cdef int32_t i
         found = {}
@@ -98,7 +99,7 @@ cdef class LoraAdapter:
 
     def meta_val_str(self, key: str) -> str | None:
         """One value of `metadata`, or None (``llama_adapter_meta_val_str``)."""
-        cdef a.AdapterHandle handle = self.pin()
+        cdef cmodel.AdapterHandle handle = self.pin()
         cdef bytes name = key.encode()
         cdef int32_t size = c.llama_adapter_meta_val_str(handle.get().ptr, name, NULL, 0)
         if size < 0:
@@ -110,7 +111,7 @@ cdef class LoraAdapter:
     @property
     def alora_invocation_tokens(self) -> list[int]:
         """Tokens after which an activated LoRA (aLoRA) is to be switched on; empty for other adapters."""
-        cdef a.AdapterHandle handle = self.pin()
+        cdef cmodel.AdapterHandle handle = self.pin()
         cdef const c.llama_token* tokens = c.llama_adapter_get_alora_invocation_tokens(handle.get().ptr)
         return [tokens[i] for i in range(c.llama_adapter_get_alora_n_invocation_tokens(handle.get().ptr))]
 
@@ -153,7 +154,7 @@ cdef class ContextAdapters(ContextExt):
         """
         cdef core.ContextHandle handle
         cdef core.Status status
-        cdef vector[a.AdapterHandle] handles
+        cdef vector[cmodel.AdapterHandle] handles
         cdef vector[float] factors
         cdef LoraAdapter adapter
         numbers = []
@@ -170,7 +171,7 @@ cdef class ContextAdapters(ContextExt):
             factors.push_back(<float>numbers[-1])
         handle = self.pin()
         with nogil:
-            status = a.adapters_set(handle, handles, factors)
+            status = cmodel.adapters_set(handle, handles, factors)
         check(status)
         self._adapters = tuple([(item, number) for item, number in zip(adapters, numbers) if number != 0])
 
@@ -218,5 +219,5 @@ cdef class ContextAdapters(ContextExt):
         handle = self.pin()
         last = c.llama_model_n_layer(handle.get().model.get().ptr) - 1 if il_end is None else as_int32(il_end, "il_end")
         with nogil:
-            status = a.control_vector_set(handle, values, size, width, first, last)
+            status = cmodel.control_vector_set(handle, values, size, width, first, last)
         check(status)

@@ -1,7 +1,7 @@
-cimport lloyal._cpp.core as core
+cimport lloyal._cpp.decode as cdecode
 
 cdef class Batch:
-    cdef core.Batch box
+    cdef cdecode.Batch box
     cdef bint in_use  # a decode reads it without the GIL
 
     cdef int lock(self) except -1

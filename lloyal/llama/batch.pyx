@@ -4,7 +4,7 @@
 from libc.stdint cimport INT64_MAX, INT64_MIN, int32_t, int64_t
 from libcpp.vector cimport vector
 
-cimport lloyal._cpp.core as core
+cimport lloyal._cpp.decode as cdecode
 from lloyal.llama.args cimport as_index, as_int32, as_integer
 
 from lloyal.errors import Busy, InvalidArgument
@@ -175,7 +175,7 @@ cdef class Batch:
     def __getitem__(self, index: int) -> tuple[int | None, int, tuple[int, ...], bool]:
         """``(token or None, pos, seq_ids, logits)`` of one entry; a negative index counts from the end."""
         cdef size_t at = as_index(index, self.box.size())
-        cdef core.BatchEntry entry = self.box.entry(at)  # IndexError if the index itself has changed the batch
+        cdef cdecode.BatchEntry entry = self.box.entry(at)  # IndexError if the index itself has changed the batch
         token = entry.token if entry.has_token else None
         return token, entry.pos, tuple(entry.seqs), entry.logits
 

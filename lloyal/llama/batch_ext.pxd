@@ -1,12 +1,12 @@
 from libc.stdint cimport int32_t
 
-cimport lloyal._cpp.batch_ext as b
 cimport lloyal._cpp.core as core
+cimport lloyal._cpp.decode as cdecode
 from lloyal.llama.base cimport ContextBase
 from lloyal.llama.batch cimport Batch
 
 cdef class BatchExt:
-    cdef b.BatchExt box
+    cdef cdecode.BatchExt box
     cdef core.ContextHandle handle
     cdef Batch flat
     cdef readonly int n_tokens_max

@@ -4,8 +4,8 @@
 from libc.stdint cimport int32_t
 from libcpp.vector cimport vector
 
-cimport lloyal._cpp.batch_ext as b
 cimport lloyal._cpp.core as core
+cimport lloyal._cpp.decode as cdecode
 cimport lloyal.libllama.llama as c
 from lloyal.llama.args cimport as_int32
 from lloyal.llama.base cimport ContextBase
@@ -38,8 +38,8 @@ cdef class BatchExt:
         cdef const c.llama_model* model = handle.get().model.get().ptr
         self.handle = handle
         self.n_tokens_max = c.llama_n_batch(handle.get().ptr)
-        self.n_embd = b.process_n_embd(handle.get()[0], False)
-        self.n_embd_enc = b.process_n_embd(handle.get()[0], True)
+        self.n_embd = cdecode.process_n_embd(handle.get()[0], False)
+        self.n_embd_enc = cdecode.process_n_embd(handle.get()[0], True)
         self.n_vocab = c.llama_vocab_n_tokens(c.llama_model_get_vocab(model))
         self.box.limit(self.n_tokens_max, c.llama_n_seq_max(handle.get().ptr), 4 if handle.get().map.mrope else 1)
 
@@ -167,7 +167,7 @@ cdef class BatchExt:
     def __getitem__(self, idx: int) -> tuple[int | None, tuple[int, ...], tuple[int, ...], bool]:
         """``(token or None, positions, seq_ids, output)`` of one entry."""
         cdef int32_t at = as_int32(idx, "idx")
-        cdef b.BatchExtEntry entry
+        cdef cdecode.BatchExtEntry entry
         cdef core.Status status = self.box.entry(at, entry)
         check(status)
         token = None if entry.token == c.LLAMA_TOKEN_NULL else entry.token

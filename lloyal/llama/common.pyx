@@ -5,8 +5,8 @@ from libc.stdint cimport int32_t
 from libcpp.string cimport string
 from libcpp.vector cimport vector
 
-cimport lloyal._cpp.common as common
 cimport lloyal._cpp.core as core
+cimport lloyal._cpp.model as cmodel
 cimport lloyal.libllama.llama as c
 from lloyal.llama.backend cimport ensure_started
 from lloyal.llama.model cimport Model
@@ -44,7 +44,7 @@ def json_schema_to_grammar(schema: str) -> str:
     cdef core.Status status
     ensure_started()  # for its log
     with nogil:
-        status = common.grammar_from_json_schema(text, grammar)
+        status = cmodel.grammar_from_json_schema(text, grammar)
     check(status)
     return grammar.decode()
 
@@ -107,7 +107,7 @@ def chat_apply_template(tmpl: str, chat: Sequence[tuple[str, str]], add_ass: boo
 cdef class ChatPrompt:
     """A chat as text for the model, and what is to be known for generating and reading the answer."""
 
-    cdef common.ChatPrompt native
+    cdef cmodel.ChatPrompt native
 
     def __init__(self):
         raise TypeError("ChatPrompt cannot be made directly: use ChatTemplates.apply")
@@ -180,7 +180,7 @@ cdef class ChatPrompt:
         cdef core.Status status
         cdef bint more = partial
         with nogil:
-            status = common.chat_parse(self.native, text, more, message)
+            status = cmodel.chat_parse(self.native, text, more, message)
         check(status)
         return json.loads(message)
 
@@ -206,17 +206,17 @@ cdef class ChatTemplates:
         The template has an error; the message says where.
     """
 
-    cdef common.ChatTemplatesHandle handle
+    cdef cmodel.ChatTemplatesHandle handle
 
     def __init__(self, Model model not None, template: str | None = None):
         cdef core.ModelHandle weights = model.pin()
         cdef string source = (template or "").encode()
         cdef core.Status status
         with nogil:
-            status = common.chat_templates_load(weights, source, self.handle)
+            status = cmodel.chat_templates_load(weights, source, self.handle)
         check(status)
 
-    cdef common.ChatTemplates* _loaded(self) except NULL:
+    cdef cmodel.ChatTemplates* _loaded(self) except NULL:
         if self.handle.get() == NULL:
             raise Closed("these templates were never loaded: ChatTemplates.__init__ was not called")
         return self.handle.get()
@@ -266,8 +266,8 @@ cdef class ChatTemplates:
         Releases the GIL.
         """
         cdef ChatPrompt out = ChatPrompt.__new__(ChatPrompt)
-        cdef common.ChatInputs inputs
-        cdef common.ChatTemplates* templates
+        cdef cmodel.ChatInputs inputs
+        cdef cmodel.ChatTemplates* templates
         cdef core.Status status
         if tool_choice not in ("auto", "required", "none"):
             raise InvalidArgument(f"tool_choice={tool_choice!r} must be 'auto', 'required' or 'none'")

@@ -4,9 +4,8 @@
 from libc.stdint cimport int32_t
 from libcpp cimport bool as cbool
 
-cimport lloyal._cpp.batch_ext as b
-cimport lloyal._cpp.calls as calls
 cimport lloyal._cpp.core as core
+cimport lloyal._cpp.decode as cdecode
 cimport lloyal.libllama.ggml as g
 cimport lloyal.libllama.llama as c
 from lloyal.llama.args cimport as_int32, as_integer
@@ -14,7 +13,7 @@ from lloyal.llama.batch cimport Batch
 from lloyal.llama.batch_ext cimport BatchExt
 from lloyal.llama.memory cimport wrap_memory
 from lloyal.llama.model cimport Model
-from lloyal.llama.outputs cimport RowCopy, row_copy, wrap_row
+from lloyal.llama.outputs cimport OutputCopy, output_copy, wrap_output
 from lloyal.llama.sampling_backend cimport ContextSampling
 from lloyal.llama.signals cimport poll_signals, raise_signal
 from lloyal.llama.status cimport check
@@ -201,13 +200,13 @@ cdef class Context(ContextSampling):
             with nogil:
                 if ext:
                     if encoding:
-                        status = b.process_encode(handle, batch.box)
+                        status = cdecode.process_encode(handle, batch.box)
                     else:
-                        status = b.process_decode(handle, batch.box, tenant)
+                        status = cdecode.process_decode(handle, batch.box, tenant)
                 elif encoding:
-                    status = core.encode(handle, batch.box)
+                    status = cdecode.encode(handle, batch.box)
                 else:
-                    status = core.decode(handle, batch.box, tenant)
+                    status = cdecode.decode(handle, batch.box, tenant)
         finally:
             batch.unlock()
         raise_signal()
@@ -246,14 +245,14 @@ cdef class Context(ContextSampling):
         """
         cdef core.ContextHandle handle
         cdef core.Status status
-        cdef calls.Row row
+        cdef cdecode.Output output
         cdef int32_t i = as_int32(index, "index")
-        cdef RowCopy into = row_copy(self.n_vocab, copy, out)
+        cdef OutputCopy into = output_copy(self.n_vocab, copy, out)
         handle = self.pin()
         with nogil:  # it waits for the devices
-            status = calls.read_logits(handle, i, into.start, into.room, row)
+            status = cdecode.read_logits(handle, i, into.start, into.room, output)
         check(status)
-        return wrap_row(handle, row) if into.array is None else into.array
+        return wrap_output(handle, output) if into.array is None else into.array
 
     # @overload (self, index: int | None = None, *, seq_id: int | None = None, copy: Literal[False] = False, out: None = None) -> Logits
     # @overload (self, index: int | None = None, *, seq_id: int | None = None, copy: Literal[True], out: None = None) -> NDArray[float32]
@@ -278,22 +277,22 @@ cdef class Context(ContextSampling):
         """
         cdef core.ContextHandle handle
         cdef core.Status status
-        cdef calls.Row row
-        cdef RowCopy into
+        cdef cdecode.Output output
+        cdef OutputCopy into
         cdef int32_t i = -1 if index is None else as_int32(index, "index")
         cdef int32_t seq = -1 if seq_id is None else as_int32(seq_id, "seq_id")
         cdef bint pooled = seq_id is not None
         if index is not None and seq_id is not None:
             raise InvalidArgument("give index or seq_id, not both")
         handle = self.pin()
-        into = row_copy(calls.n_pooled(handle.get()[0]) if pooled else calls.n_embedding(handle.get()[0]), copy, out)
+        into = output_copy(cdecode.n_pooled(handle.get()[0]) if pooled else cdecode.n_embedding(handle.get()[0]), copy, out)
         with nogil:
             if pooled:
-                status = calls.read_pooled(handle, seq, into.start, into.room, row)
+                status = cdecode.read_pooled(handle, seq, into.start, into.room, output)
             else:
-                status = calls.read_embedding(handle, i, into.start, into.room, row)
+                status = cdecode.read_embedding(handle, i, into.start, into.room, output)
         check(status)
-        return wrap_row(handle, row) if into.array is None else into.array
+        return wrap_output(handle, output) if into.array is None else into.array
 
     def synchronize(self) -> None:
         """Wait until everything asked of the devices is done (``llama_synchronize``). Releases the GIL."""
@@ -301,7 +300,7 @@ cdef class Context(ContextSampling):
         cdef core.Status status
         handle = self.pin()
         with nogil:
-            status = calls.synchronize(handle)
+            status = core.synchronize(handle)
         check(status)
 
     @property
@@ -358,7 +357,7 @@ cdef class Context(ContextSampling):
             status = core.check_threads(max(single, batch))
         check(status)
         with nogil:
-            status = calls.set_n_threads(handle, single, batch)
+            status = core.set_n_threads(handle, single, batch)
         check(status)
 
     @property

@@ -5,13 +5,12 @@ from libc.stdint cimport int32_t
 from libc.string cimport memcpy
 from libcpp.vector cimport vector
 
-cimport lloyal._cpp.calls as calls
 cimport lloyal._cpp.core as core
-cimport lloyal._cpp.ext as e
+cimport lloyal._cpp.decode as cdecode
 cimport lloyal.libllama.llama as c
 from lloyal.llama.args cimport as_int32
 from lloyal.llama.backend cimport wrap_device
-from lloyal.llama.outputs cimport RowCopy, row_copy, wrap_row
+from lloyal.llama.outputs cimport OutputCopy, output_copy, wrap_output
 from lloyal.llama.state cimport ContextState
 from lloyal.llama.status cimport check
 
@@ -34,10 +33,10 @@ cdef class ContextExt(ContextState):
         """
         cdef core.ContextHandle handle
         cdef core.Status status
-        cdef vector[e.BufferUse] rows
+        cdef vector[cdecode.BufferUse] rows
         handle = self.pin()
         with nogil:
-            status = e.context_memory(handle, rows)
+            status = cdecode.context_memory(handle, rows)
         check(status)
         return [
             BufferUse(buffer=rows[i].buffer.decode(), device=wrap_device(rows[i].device) if rows[i].device != NULL else None,
@@ -55,7 +54,7 @@ cdef class ContextExt(ContextState):
         cdef bint on = value
         handle = self.pin()
         with nogil:
-            status = e.context_set_embeddings(handle, on)
+            status = cdecode.context_set_embeddings(handle, on)
         check(status)
 
     @property
@@ -74,7 +73,7 @@ cdef class ContextExt(ContextState):
         cdef bint on = value
         handle = self.pin()
         with nogil:
-            status = e.context_set_causal(handle, on)
+            status = cdecode.context_set_causal(handle, on)
         check(status)
 
     def get_logits(self) -> NDArray[float32]:
@@ -118,7 +117,7 @@ cdef class ContextExt(ContextState):
         cdef int32_t n = 0
         handle = self.pin()
         with nogil:
-            status = calls.read_all(handle, embd, rows, n)
+            status = cdecode.read_all(handle, embd, rows, n)
         check(status)
         found = numpy.empty(rows.size(), dtype=numpy.float32)
         target = found
@@ -149,7 +148,7 @@ cdef class ContextExt(ContextState):
         cdef bint only_outputs = masked
         handle = self.pin()
         with nogil:
-            status = e.context_set_nextn(handle, on, only_outputs)
+            status = cdecode.context_set_nextn(handle, on, only_outputs)
         check(status)
 
     # @overload (self, index: int = -1, *, copy: Literal[False] = False, out: None = None) -> Logits
@@ -184,7 +183,7 @@ cdef class ContextExt(ContextState):
         cdef int32_t layer = as_int32(offset, "offset")
         handle = self.pin()
         with nogil:
-            status = e.context_set_nextn_offset(handle, layer)
+            status = cdecode.context_set_nextn_offset(handle, layer)
         check(status)
 
     def set_embeddings_layer_inp(self, layer: int, value: bool) -> None:
@@ -213,7 +212,7 @@ cdef class ContextExt(ContextState):
         cdef bint on = value
         handle = self.pin()
         with nogil:
-            status = e.context_set_layer_input(handle, lid, on)
+            status = cdecode.context_set_layer_input(handle, lid, on)
         check(status)
 
     # @overload (self, layer: int, index: int, *, copy: Literal[False] = False, out: None = None) -> Logits
@@ -246,17 +245,17 @@ cdef class ContextExt(ContextState):
     def _row(self, layer, index, copy, out, layer_input):
         cdef core.ContextHandle handle
         cdef core.Status status
-        cdef calls.Row row
-        cdef RowCopy into
+        cdef cdecode.Output output
+        cdef OutputCopy into
         cdef int32_t lid = as_int32(layer, "layer")
         cdef int32_t i = as_int32(index, "index")
         cdef bint from_layer = layer_input
         handle = self.pin()
-        into = row_copy(calls.n_layer_input(handle.get()[0]) if from_layer else calls.n_embedding(handle.get()[0]), copy, out)
+        into = output_copy(cdecode.n_layer_input(handle.get()[0]) if from_layer else cdecode.n_embedding(handle.get()[0]), copy, out)
         with nogil:
             if from_layer:
-                status = calls.read_layer_input(handle, lid, i, into.start, into.room, row)
+                status = cdecode.read_layer_input(handle, lid, i, into.start, into.room, output)
             else:
-                status = calls.read_nextn(handle, i, into.start, into.room, row)
+                status = cdecode.read_nextn(handle, i, into.start, into.room, output)
         check(status)
-        return wrap_row(handle, row) if into.array is None else into.array
+        return wrap_output(handle, output) if into.array is None else into.array

@@ -9,8 +9,8 @@ cimport cython
 from libc.stdint cimport int32_t
 from libcpp.vector cimport vector
 
-cimport lloyal._cpp.calls as calls
 cimport lloyal._cpp.core as core
+cimport lloyal._cpp.memory as cmemory
 from lloyal.llama.args cimport as_int32
 from lloyal.llama.base cimport ContextBase
 from lloyal.llama.status cimport check
@@ -59,7 +59,7 @@ cdef class Memory:
     def can_shift(self) -> bool:
         """True if positions can be changed by `seq_add` and `seq_div`."""
         cdef core.ContextHandle handle = self.ctx.pin()
-        return core.memory_can_shift(handle.get()[0])
+        return cmemory.memory_can_shift(handle.get()[0])
 
     def can_rollback(self, seq_id: int, n_tokens: int) -> Literal["trim", "ring"] | None:
         """How the last `n_tokens` of a sequence can be taken back right now, with right logits afterwards.
@@ -77,7 +77,7 @@ cdef class Memory:
         cdef int how = 0
         handle = self.ctx.pin()
         with nogil:
-            status = calls.rollback_kind(handle, seq, n, how)
+            status = cmemory.rollback_kind(handle, seq, n, how)
         check(status)
         return (None, "trim", "ring")[how]
 
@@ -99,7 +99,7 @@ cdef class Memory:
         cdef int32_t end = as_int32(p1, "p1")
         handle = self.ctx.pin()
         with nogil:
-            status = core.memory_seq_rm(handle, seq, begin, end)
+            status = cmemory.memory_seq_rm(handle, seq, begin, end)
         check(status)
 
     def seq_cp(self, seq_id_src: int, seq_id_dst: int, p0: int = -1, p1: int = -1) -> None:
@@ -125,7 +125,7 @@ cdef class Memory:
         cdef int32_t end = as_int32(p1, "p1")
         handle = self.ctx.pin()
         with nogil:
-            status = core.memory_seq_cp(handle, src, dst, begin, end)
+            status = cmemory.memory_seq_cp(handle, src, dst, begin, end)
         check(status)
 
     def seq_keep(self, seq_id: int) -> None:
@@ -135,7 +135,7 @@ cdef class Memory:
         cdef int32_t seq = as_int32(seq_id, "seq_id")
         handle = self.ctx.pin()
         with nogil:
-            status = core.memory_seq_keep(handle, seq)
+            status = cmemory.memory_seq_keep(handle, seq)
         check(status)
 
     def seq_add(self, seq_id: int, p0: int, p1: int, delta: int) -> None:
@@ -157,7 +157,7 @@ cdef class Memory:
         cdef int32_t by = as_int32(delta, "delta")
         handle = self.ctx.pin()
         with nogil:
-            status = core.memory_seq_add(handle, seq, begin, end, by)
+            status = cmemory.memory_seq_add(handle, seq, begin, end, by)
         check(status)
 
     def seq_div(self, seq_id: int, p0: int, p1: int, d: int) -> None:
@@ -170,7 +170,7 @@ cdef class Memory:
         cdef int by = as_int32(d, "d")
         handle = self.ctx.pin()
         with nogil:
-            status = core.memory_seq_div(handle, seq, begin, end, by)
+            status = cmemory.memory_seq_div(handle, seq, begin, end, by)
         check(status)
 
     def seq_pos_min(self, seq_id: int) -> int:
@@ -189,7 +189,7 @@ cdef class Memory:
         cdef int32_t high = -1
         handle = self.ctx.pin()
         with nogil:
-            status = core.memory_seq_pos(handle, seq, low, high)
+            status = cmemory.memory_seq_pos(handle, seq, low, high)
         check(status)
         return low, high
 
@@ -205,7 +205,7 @@ cdef class Memory:
         cdef bint zero = data
         handle = self.ctx.pin()
         with nogil:
-            status = core.memory_clear(handle, zero)
+            status = cmemory.memory_clear(handle, zero)
         check(status)
 
     def provenance(self, seq_id: int) -> list[tuple[int, int, int, int]]:
@@ -220,7 +220,7 @@ cdef class Memory:
         cdef vector[core.Run] runs
         handle = self.ctx.pin()
         with nogil:
-            status = calls.known_rows(handle, seq, runs)
+            status = cmemory.known_rows(handle, seq, runs)
         check(status)
         return [(run.begin, run.end, run.epoch, run.first) for run in runs]
 

@@ -7,7 +7,7 @@ from libcpp.string cimport string
 from libcpp.vector cimport vector
 
 cimport lloyal._cpp.core as core
-cimport lloyal._cpp.rpc as r
+cimport lloyal._cpp.model as cmodel
 cimport lloyal.libllama.ggml as g
 cimport lloyal.libllama.llama as c
 from lloyal.llama.backend cimport Device, drain_logs, ensure_started
@@ -171,7 +171,7 @@ cdef class Model(ModelInfo):
         check(status)
         for kept in connections:
             connection = <Connection?>kept
-            r.model_keep(handle.get()[0], connection.handle)
+            cmodel.model_keep(handle.get()[0], connection.handle)
         self.handle = handle
         return 0
 

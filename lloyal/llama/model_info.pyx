@@ -5,7 +5,7 @@ from libc.stdint cimport int32_t, uint8_t
 from libcpp.vector cimport vector
 
 cimport lloyal._cpp.core as core
-cimport lloyal._cpp.ext as e
+cimport lloyal._cpp.model as cmodel
 cimport lloyal.libllama.llama as c
 cimport lloyal.libllama.llama_ext as x
 from lloyal.llama.backend cimport wrap_device
@@ -274,12 +274,12 @@ cdef class ModelInfo:
         cdef size_t n_embd = c.llama_model_n_embd(handle.get().ptr)
         cdef size_t n = 0
         cdef float[:, ::1] rows
-        status = e.token_embedding(handle.get()[0], NULL, n)
+        status = cmodel.token_embedding(handle.get()[0], NULL, n)
         check(status)
         matrix = numpy.empty((n // n_embd, n_embd), dtype=numpy.float32)
         rows = matrix
         with nogil:
-            status = e.token_embedding(handle.get()[0], &rows[0, 0], n)
+            status = cmodel.token_embedding(handle.get()[0], &rows[0, 0], n)
         check(status)
         return matrix
 

@@ -5,8 +5,8 @@ from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES, PyBUF_WRITABL
 from libc.stdint cimport int32_t
 from libcpp cimport bool as cbool
 
-cimport lloyal._cpp.calls as calls
 cimport lloyal._cpp.core as core
+cimport lloyal._cpp.decode as cdecode
 from lloyal.llama.args cimport as_index
 from lloyal.llama.status cimport check
 
@@ -17,20 +17,20 @@ __all__ = ["Logits"]
 cdef object _KEY = object()  # a bare __new__ would make one that points nowhere
 
 
-cdef Logits wrap_row(core.ContextHandle& handle, calls.Row& row):
+cdef Logits wrap_output(core.ContextHandle& handle, cdecode.Output& output):
     cdef Logits view = Logits.__new__(Logits, _KEY)
     view.handle = handle
-    view.row = row
-    view.shape[0] = row.n
+    view.row = output
+    view.shape[0] = output.n
     return view
 
 
-cdef class RowCopy:
+cdef class OutputCopy:
     pass
 
 
-cdef RowCopy row_copy(size_t n, bint copy, object out):
-    cdef RowCopy into = RowCopy()
+cdef OutputCopy output_copy(size_t n, bint copy, object out):
+    cdef OutputCopy into = OutputCopy()
     if out is None:
         if not copy:
             return into
@@ -70,7 +70,7 @@ cdef class Logits:
         if isinstance(index, slice):
             return self._array()[index]
         i = as_index(index, self.row.n)
-        status = calls.row_value(handle, self.row, i, value)
+        status = cdecode.output_value(handle, self.row, i, value)
         check(status)
         return value
 
@@ -80,7 +80,7 @@ cdef class Logits:
         cdef core.Status status
         cdef int32_t best = 0
         with nogil:
-            status = calls.row_argmax(handle, self.row, best)
+            status = cdecode.output_argmax(handle, self.row, best)
         check(status)
         return best
 
@@ -93,7 +93,7 @@ cdef class Logits:
         cdef float[::1] target
         row = numpy.empty(self.row.n, dtype=numpy.float32)
         target = row
-        status = calls.row_copy(handle, self.row, &target[0])
+        status = cdecode.output_copy(handle, self.row, &target[0])
         check(status)
         return row
 
@@ -107,7 +107,7 @@ cdef class Logits:
             row.flags.writeable = False
             self.snapshot = row
         else:
-            status = calls.row_value(handle, self.row, 0, value)
+            status = cdecode.output_value(handle, self.row, 0, value)
             check(status)
         return self.snapshot
 
@@ -153,5 +153,5 @@ cdef class Logits:
     cdef bint _stale(self):
         cdef core.ContextHandle handle = self.handle
         cdef cbool stale = False
-        calls.row_stale(handle, self.row, stale)
+        cdecode.output_stale(handle, self.row, stale)
         return stale

@@ -5,7 +5,7 @@ from libc.stdint cimport INT32_MAX, INT64_MAX
 from libcpp.string cimport string
 
 cimport lloyal._cpp.core as core
-cimport lloyal._cpp.quantize as q
+cimport lloyal._cpp.model as cmodel
 cimport lloyal.libllama.ggml as g
 cimport lloyal.libllama.llama as c
 from lloyal.llama.args cimport as_integer
@@ -107,7 +107,7 @@ def quantize(source: StrPath, target: StrPath, ftype: str = "q8_0", *, n_threads
     Releases the GIL.
     """
     cdef c.llama_model_quantize_params params = c.llama_model_quantize_default_params()
-    cdef q.QuantizeInputs inputs
+    cdef cmodel.QuantizeInputs inputs
     cdef string from_path
     cdef string to_path
     cdef core.Status status
@@ -149,7 +149,7 @@ def quantize(source: StrPath, target: StrPath, ftype: str = "q8_0", *, n_threads
             status = core.check_threads(params.nthread if params.nthread > 0 else hardware_concurrency())
         check(status)
         with nogil:
-            status = q.quantize(from_path, to_path, params, inputs)
+            status = cmodel.quantize(from_path, to_path, params, inputs)
         check(status)
         written = []
         for name in sorted(os.listdir(work)):
@@ -194,16 +194,16 @@ cdef g.ggml_type _tensor_type(str name, value) except *:
         return g.GGML_TYPE_COUNT
     names = []
     for i in range(g.GGML_TYPE_COUNT):
-        if q.can_quantize_to(<g.ggml_type>i):
+        if cmodel.can_quantize_to(<g.ggml_type>i):
             names.append(g.ggml_type_name(<g.ggml_type>i).decode())
             if names[-1].lower() == str(value).lower():
                 return <g.ggml_type>i
     raise InvalidArgument(f"{name}={value!r} must be one of {', '.join(names)}")
 
 
-cdef int _fill(q.QuantizeInputs& inputs, tensor_types, imatrix, kv_overrides, prune_layers) except -1:
-    cdef q.Importance importance
-    cdef q.TensorType tensor_type
+cdef int _fill(cmodel.QuantizeInputs& inputs, tensor_types, imatrix, kv_overrides, prune_layers) except -1:
+    cdef cmodel.Importance importance
+    cdef cmodel.TensorType tensor_type
     cdef const float[::1] values
     for pattern, wanted in tensor_types.items():
         try:

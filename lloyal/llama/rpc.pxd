@@ -1,7 +1,7 @@
-cimport lloyal._cpp.rpc as r
+cimport lloyal._cpp.model as cmodel
 from lloyal.llama.backend cimport Device
 
 cdef class Connection:
-    cdef r.RpcHandle handle
+    cdef cmodel.RpcHandle handle
 
 cdef Connection connect_device(Device device)

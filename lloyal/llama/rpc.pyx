@@ -12,8 +12,8 @@ from libcpp.string cimport string
 from libcpp.vector cimport vector
 
 cimport lloyal._cpp.core as core
+cimport lloyal._cpp.model as cmodel
 from lloyal.llama.args cimport as_integer, as_number
-cimport lloyal._cpp.rpc as r
 cimport lloyal.libllama.ggml as g
 cimport lloyal.libllama.rpc as rpc
 from lloyal.llama.backend cimport Device, ensure_started, wrap_device
@@ -59,14 +59,14 @@ cdef Connection _connect(bytes endpoint, double timeout):
     cdef core.Status status
     cdef vector[g.ggml_backend_dev_t] devices
     with _connecting:
-        connection.handle = r.rpc_connected(name)
+        connection.handle = cmodel.rpc_connected(name)
         if connection.handle:
             return connection
         offered = _greet(endpoint.decode(), timeout)
         with nogil:
-            status = r.rpc_connect(name, connection.handle)
+            status = cmodel.rpc_connect(name, connection.handle)
         check(status)
-        r.rpc_devices(name, devices)
+        cmodel.rpc_devices(name, devices)
         if devices.size() > <size_t>offered:
             raise LoadFailed(f"the RPC server at {endpoint.decode()} has {offered} devices, it had {devices.size()} when "
                              "this process first used it: give it the same devices, or start a new process")
@@ -75,7 +75,7 @@ cdef Connection _connect(bytes endpoint, double timeout):
 
 cdef Connection connect_device(Device device):
     # What keeps the server of an RPC device connected; None for other devices.
-    cdef string endpoint = r.rpc_endpoint(device.ptr)
+    cdef string endpoint = cmodel.rpc_endpoint(device.ptr)
     if endpoint.empty():
         return None
     return _connect(endpoint, CONNECT_TIMEOUT)
@@ -119,7 +119,7 @@ def rpc_device(endpoint: str = DEFAULT_ENDPOINT, timeout: float = CONNECT_TIMEOU
     ensure_started()
     name = f"{host}:{port}".encode()
     _connection = _connect(name, as_number(timeout, "timeout", 0.0, 1e6))
-    status = r.rpc_devices(name, devices)
+    status = cmodel.rpc_devices(name, devices)
     check(status)
     return [wrap_device(devices[i]) for i in range(devices.size())]
 
@@ -183,7 +183,7 @@ def rpc_serve(endpoint: str = DEFAULT_ENDPOINT, devices: Sequence[Device] | None
     name = f"{host}:{port}".encode()
     with _default_signals():
         with nogil:
-            status = r.rpc_serve(name, folder, threads, natives)
+            status = cmodel.rpc_serve(name, folder, threads, natives)
     check(status)
 
 

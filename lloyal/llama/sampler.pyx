@@ -11,9 +11,8 @@ from libcpp cimport bool as cbool
 from libcpp.string cimport string
 from libcpp.vector cimport vector
 
-cimport lloyal._cpp.calls as calls
 cimport lloyal._cpp.core as core
-cimport lloyal._cpp.sampler as s
+cimport lloyal._cpp.sample as csample
 cimport lloyal.libllama.llama as c
 from lloyal.llama.args cimport as_int32
 from lloyal.llama.base cimport ContextBase
@@ -26,7 +25,7 @@ from lloyal.llama.candidates import Candidates
 __all__ = ["Sampler"]
 
 
-cdef Sampler _wrap(s.SamplerHandle& handle):
+cdef Sampler _wrap(csample.SamplerHandle& handle):
     cdef Sampler sampler = Sampler.__new__(Sampler)
     sampler.handle = handle
     return sampler
@@ -49,8 +48,8 @@ cdef class Sampler(SamplerInit):
         no_perf : bool
             Do not measure the time spent in it; see `perf`.
         """
-        cdef s.SamplerHandle handle
-        cdef core.Status status = s.chain_init(no_perf, handle)
+        cdef csample.SamplerHandle handle
+        cdef core.Status status = csample.chain_init(no_perf, handle)
         check(status)
         chain = _wrap(handle)
         for sampler in samplers:
@@ -65,42 +64,42 @@ cdef class Sampler(SamplerInit):
         InvalidArgument
             This is no chain, or a context runs it on its back end.
         """
-        cdef s.SamplerHandle handle
+        cdef csample.SamplerHandle handle
         cdef Sampler link = sampler.clone()
         cdef core.Status status
         handle = self.pin()
-        status = s.chain_add(handle, link.handle)
+        status = csample.chain_add(handle, link.handle)
         check(status)
 
     def chain_n(self) -> int:
         """How many samplers the chain has (``llama_sampler_chain_n``). Raises `InvalidArgument` if it is no chain."""
-        cdef s.SamplerHandle handle
+        cdef csample.SamplerHandle handle
         cdef int32_t n = 0
         cdef core.Status status
         handle = self.pin()
-        status = s.chain_n(handle, n)
+        status = csample.chain_n(handle, n)
         check(status)
         return n
 
     def chain_get(self, i: int) -> Sampler:
         """A clone of the `i`-th sampler of the chain, from 0 (``llama_sampler_chain_get``)."""
-        cdef s.SamplerHandle handle
-        cdef s.SamplerHandle link
+        cdef csample.SamplerHandle handle
+        cdef csample.SamplerHandle link
         cdef int32_t index = as_int32(i, "i")
         cdef core.Status status
         handle = self.pin()
-        status = s.chain_get(handle, index, link)
+        status = csample.chain_get(handle, index, link)
         check(status)
         return _wrap(link)
 
     def chain_remove(self, i: int) -> Sampler:
         """Take the `i`-th sampler out of the chain and return it (``llama_sampler_chain_remove``)."""
-        cdef s.SamplerHandle handle
-        cdef s.SamplerHandle link
+        cdef csample.SamplerHandle handle
+        cdef csample.SamplerHandle link
         cdef int32_t index = as_int32(i, "i")
         cdef core.Status status
         handle = self.pin()
-        status = s.chain_remove(handle, index, link)
+        status = csample.chain_remove(handle, index, link)
         check(status)
         return _wrap(link)
 
@@ -132,14 +131,14 @@ cdef class Sampler(SamplerInit):
         Releases the GIL.
         """
         cdef core.ContextHandle context
-        cdef s.SamplerHandle handle
+        cdef csample.SamplerHandle handle
         cdef core.Status status
         cdef c.llama_token token = -1
         cdef int32_t i = as_int32(index, "index")
         handle = self.pin()
         context = ctx.pin()
         with nogil:
-            status = s.sample(handle, context, i, token)
+            status = csample.sample(handle, context, i, token)
         check(status)
         return token
 
@@ -164,7 +163,7 @@ cdef class Sampler(SamplerInit):
         """
         import numpy
 
-        cdef s.SamplerHandle handle
+        cdef csample.SamplerHandle handle
         cdef core.Status status
         cdef vector[c.llama_token_data] data
         cdef c.llama_token_data_array array
@@ -191,7 +190,7 @@ cdef class Sampler(SamplerInit):
         array.sorted = False
         handle = self.pin()
         with nogil:
-            status = s.sampler_apply(handle, array)
+            status = csample.sampler_apply(handle, array)
         check(status)
         result = Candidates(
             numpy.empty(array.size, numpy.int32), numpy.empty(array.size, numpy.float32),
@@ -215,31 +214,31 @@ cdef class Sampler(SamplerInit):
         -----
         Releases the GIL.
         """
-        cdef s.SamplerHandle handle
+        cdef csample.SamplerHandle handle
         cdef core.Status status
         cdef c.llama_token accepted = as_int32(token, "token")
         handle = self.pin()
         with nogil:
-            status = s.sampler_accept(handle, accepted)
+            status = csample.sampler_accept(handle, accepted)
         check(status)
 
     def reset(self) -> None:
         """Forget what was accepted; random generators start over, from a new seed where none was given."""
-        cdef s.SamplerHandle handle
+        cdef csample.SamplerHandle handle
         cdef core.Status status
         handle = self.pin()
         with nogil:
-            status = s.sampler_reset(handle)
+            status = csample.sampler_reset(handle)
         check(status)
 
     def clone(self) -> Sampler:
         """A sampler that goes on exactly as this one would (``llama_sampler_clone``). Releases the GIL."""
-        cdef s.SamplerHandle handle
-        cdef s.SamplerHandle copy
+        cdef csample.SamplerHandle handle
+        cdef csample.SamplerHandle copy
         cdef core.Status status
         handle = self.pin()
         with nogil:
-            status = s.sampler_clone(handle, copy)
+            status = csample.sampler_clone(handle, copy)
         check(status)
         return _wrap(copy)
 
@@ -251,15 +250,15 @@ cdef class Sampler(SamplerInit):
         dst : Sampler
             One with the same samplers and parameters; only seeds may differ.
         """
-        cdef s.SamplerHandle handle
-        cdef s.SamplerHandle target
+        cdef csample.SamplerHandle handle
+        cdef csample.SamplerHandle target
         cdef core.Status status
         if dst is self:
             return
         handle = self.pin()
         target = dst.pin()
         with nogil:
-            status = s.sampler_copy(handle, target)
+            status = csample.sampler_copy(handle, target)
         check(status)
 
     def state(self) -> bytes:
@@ -268,12 +267,12 @@ cdef class Sampler(SamplerInit):
 
         The size depends on what the samplers remember, not on how much they have seen; `dist` takes 36 bytes.
         """
-        cdef s.SamplerHandle handle
+        cdef csample.SamplerHandle handle
         cdef core.Status status
         cdef vector[uint8_t] data
         handle = self.pin()
         with nogil:
-            status = s.sampler_get_state(handle, data)
+            status = csample.sampler_get_state(handle, data)
         check(status)
         return PyBytes_FromStringAndSize(<const char*>data.data(), data.size())
 
@@ -293,7 +292,7 @@ cdef class Sampler(SamplerInit):
         -----
         Releases the GIL.
         """
-        cdef s.SamplerHandle handle
+        cdef csample.SamplerHandle handle
         cdef core.Status status
         cdef const uint8_t[::1] view = data
         cdef const uint8_t* start = NULL
@@ -302,7 +301,7 @@ cdef class Sampler(SamplerInit):
             start = &view[0]
         handle = self.pin()
         with nogil:
-            status = s.sampler_set_state(handle, start, size)
+            status = csample.sampler_set_state(handle, start, size)
         check(status)
 
     def perf(self) -> dict[str, float]:
@@ -318,23 +317,23 @@ cdef class Sampler(SamplerInit):
         """llama.cpp's name for it: ``"chain"``, ``"top-k"``; with ``?`` in front where its parameters switch it off,
         with ``+`` or ``-`` while a back end runs it or cannot.
         """
-        cdef s.SamplerHandle handle
+        cdef csample.SamplerHandle handle
         cdef core.Status status
         cdef string text
         handle = self.pin()
-        status = calls.sampler_name(handle, text)
+        status = csample.sampler_name(handle, text)
         check(status)
         return text.decode()
 
     @property
     def seed(self) -> int | None:
         """The seed in use, in a chain that of the last sampler that has one; or None."""
-        cdef s.SamplerHandle handle
+        cdef csample.SamplerHandle handle
         cdef uint32_t seed = 0
         cdef cbool found = False
         cdef core.Status status
         handle = self.pin()
-        status = calls.sampler_seed_used(handle, found, seed)
+        status = csample.sampler_seed_used(handle, found, seed)
         check(status)
         return seed if found else None
 
@@ -348,10 +347,10 @@ cdef class Sampler(SamplerInit):
 
 
 cdef object _perf(Sampler sampler, bint reset):
-    cdef s.SamplerHandle handle
+    cdef csample.SamplerHandle handle
     cdef core.Status status
     cdef c.llama_perf_sampler_data data
     handle = sampler.pin()
-    status = s.chain_perf(handle, reset, data)
+    status = csample.chain_perf(handle, reset, data)
     check(status)
     return {"t_sample_ms": data.t_sample_ms, "n_sample": data.n_sample}

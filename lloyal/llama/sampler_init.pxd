@@ -1,15 +1,15 @@
 from libc.float cimport FLT_MAX
 from libc.stdint cimport INT32_MAX, uint32_t
 
-cimport lloyal._cpp.sampler as s
+cimport lloyal._cpp.sample as csample
 cimport lloyal.libllama.llama as c
 from lloyal.llama.args cimport as_integer, as_number
 
 cdef class SamplerInit:
-    cdef s.SamplerHandle handle
+    cdef csample.SamplerHandle handle
     cdef object __weakref__
 
-    cdef s.SamplerHandle pin(self) except *
+    cdef csample.SamplerHandle pin(self) except *
 
 
 # What several constructors take, checked.

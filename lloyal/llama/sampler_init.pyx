@@ -9,7 +9,7 @@ from libcpp.string cimport string
 from libcpp.vector cimport vector
 
 cimport lloyal._cpp.core as core
-cimport lloyal._cpp.sampler as s
+cimport lloyal._cpp.sample as csample
 cimport lloyal.libllama.llama as c
 from lloyal.llama.args cimport as_integer, as_number
 from lloyal.llama.status cimport check
@@ -25,11 +25,11 @@ cdef int _MAX_BREAKER = 40  # bytes; llama.cpp cuts longer ones off
 cdef object _plain(type cls, c.llama_sampler* ptr):
     cdef vector[core.ModelHandle] none
     cdef SamplerInit sampler = cls.__new__(cls)
-    sampler.handle = make_shared[s.SamplerBox](ptr, none)
+    sampler.handle = make_shared[csample.SamplerBox](ptr, none)
     return sampler
 
 
-cdef object _made(type cls, core.Status& status, s.SamplerHandle& handle):
+cdef object _made(type cls, core.Status& status, csample.SamplerHandle& handle):
     check(status)
     cdef SamplerInit sampler = cls.__new__(cls)
     sampler.handle = handle
@@ -42,14 +42,14 @@ cdef class SamplerInit:
     def __init__(self):
         raise TypeError(f"{type(self).__name__} cannot be made directly: use its class methods")
 
-    cdef s.SamplerHandle pin(self) except *:
+    cdef csample.SamplerHandle pin(self) except *:
         if not self.handle:
             raise Closed("the sampler is closed")
         return self.handle
 
     def close(self) -> None:
         """Drop this object's hold on the sampler. A call in another thread, or a context that runs it, keeps it."""
-        cdef s.SamplerHandle handle
+        cdef csample.SamplerHandle handle
         handle.swap(self.handle)
         with nogil:
             handle.reset()
@@ -82,7 +82,7 @@ cdef class SamplerInit:
         seed : int, optional
             From 0 to 2**32 - 2; without one a random seed is drawn, and a new one at every `reset`.
         """
-        return _plain(cls, s.dist_init(as_seed(seed)))
+        return _plain(cls, csample.dist_init(as_seed(seed)))
 
     @classmethod
     def llama_dist(cls, seed: int | None = None) -> Self:
@@ -262,12 +262,12 @@ cdef class SamplerInit:
         -----
         It looks every candidate up: put top_k before it for large vocabularies.
         """
-        cdef s.SamplerHandle handle
+        cdef csample.SamplerHandle handle
         cdef core.Status status
         cdef float repeat = <float>as_number(penalty_repeat, "penalty_repeat", 0.0, FLT_MAX)
         if not 0.0 < repeat:
             raise InvalidArgument(f"penalty_repeat={repeat:g} must be above 0; 1 is off")
-        status = s.penalties_init(as_n_vocab(n_vocab), as_window(penalty_last_n, "penalty_last_n"), repeat,
+        status = csample.penalties_init(as_n_vocab(n_vocab), as_window(penalty_last_n, "penalty_last_n"), repeat,
                                   as_real(penalty_freq, "penalty_freq"), as_real(penalty_present, "penalty_present"), handle)
         return _made(cls, status, handle)
 
@@ -298,7 +298,7 @@ cdef class SamplerInit:
         Releases the GIL; with breakers it looks at every token of the vocabulary.
         """
         cdef vector[string] breakers
-        cdef s.SamplerHandle handle
+        cdef csample.SamplerHandle handle
         cdef core.Status status
         cdef core.ModelHandle model = vocab.handle
         cdef float multiplier = as_real(dry_multiplier, "dry_multiplier")
@@ -311,7 +311,7 @@ cdef class SamplerInit:
                 raise InvalidArgument(f"sequence breaker {breaker!r} must have 1 to {_MAX_BREAKER} bytes and no NUL")
             breakers.push_back(encoded)
         with nogil:
-            status = s.dry_init(model, multiplier, base, allowed, last_n, breakers, handle)
+            status = csample.dry_init(model, multiplier, base, allowed, last_n, breakers, handle)
         return _made(cls, status, handle)
 
     @classmethod
@@ -366,16 +366,16 @@ cdef class SamplerInit:
             The model has no tokenizer, or neither an EOT nor an EOS token.
         """
         cdef core.ModelHandle model = vocab.handle
-        cdef s.SamplerHandle handle
+        cdef csample.SamplerHandle handle
         cdef core.Status status
         with nogil:
-            status = s.infill_init(model, handle)
+            status = csample.infill_init(model, handle)
         return _made(cls, status, handle)
 
 
 cdef object _grammar(type cls, Vocab vocab, object grammar, object root, bint lazy, object patterns, object tokens):
     cdef core.ModelHandle model = vocab.handle
-    cdef s.SamplerHandle handle
+    cdef csample.SamplerHandle handle
     cdef core.Status status
     cdef vector[string] pattern_list
     cdef vector[c.llama_token] token_list
@@ -393,5 +393,5 @@ cdef object _grammar(type cls, Vocab vocab, object grammar, object root, bint la
     for token in tokens:
         token_list.push_back(vocab.check_token(token))
     with nogil:
-        status = s.grammar_init(model, text, start, lazy, pattern_list, token_list, handle)
+        status = csample.grammar_init(model, text, start, lazy, pattern_list, token_list, handle)
     return _made(cls, status, handle)

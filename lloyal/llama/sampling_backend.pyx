@@ -5,13 +5,13 @@ from libc.stdint cimport int32_t
 from libc.string cimport memcpy
 from libcpp.vector cimport vector
 
-cimport lloyal._cpp.calls as calls
 cimport lloyal._cpp.core as core
-cimport lloyal._cpp.sampler as s
+cimport lloyal._cpp.decode as cdecode
+cimport lloyal._cpp.sample as csample
 cimport lloyal.libllama.llama as c
 from lloyal.llama.adapter cimport ContextAdapters
 from lloyal.llama.args cimport as_int32
-from lloyal.llama.outputs cimport wrap_row
+from lloyal.llama.outputs cimport wrap_output
 from lloyal.llama.sampler cimport Sampler
 from lloyal.llama.status cimport check
 
@@ -22,8 +22,8 @@ cdef cppclass _Sample:
     core.ContextHandle context
     c.llama_token token
     vector[c.llama_token] ids
-    calls.Row logits
-    calls.Row probs
+    cdecode.Output logits
+    cdecode.Output probs
 
 
 cdef class ContextSampling(ContextAdapters):
@@ -56,14 +56,14 @@ cdef class ContextSampling(ContextAdapters):
         Invalidates logits: outputs of the sequence have none from the next decode on. Releases the GIL.
         """
         cdef core.ContextHandle handle
-        cdef s.SamplerHandle chain
+        cdef csample.SamplerHandle chain
         cdef core.Status status
         cdef int32_t seq = as_int32(seq_id, "seq_id")
         if sampler is not None:
             chain = sampler.pin()
         handle = self.pin()
         with nogil:
-            status = s.context_set_sampler(handle, seq, chain)
+            status = csample.context_set_sampler(handle, seq, chain)
         check(status)
 
     def sampled_token(self, index: int = -1) -> int | None:
@@ -85,7 +85,7 @@ cdef class ContextSampling(ContextAdapters):
         """
         cdef _Sample found
         _read(self, index, found)
-        return wrap_row(found.context, found.probs) if found.probs.data != NULL else None
+        return wrap_output(found.context, found.probs) if found.probs.data != NULL else None
 
     def sampled_logits(self, index: int = -1) -> Logits | None:
         """The logits of the candidates as the back end left them (``llama_get_sampled_logits_ith``).
@@ -97,7 +97,7 @@ cdef class ContextSampling(ContextAdapters):
         """
         cdef _Sample found
         _read(self, index, found)
-        return wrap_row(found.context, found.logits) if found.logits.data != NULL else None
+        return wrap_output(found.context, found.logits) if found.logits.data != NULL else None
 
     def sampled_candidates(self, index: int = -1) -> NDArray[int32] | None:
         """The tokens that were left on the back end (``llama_get_sampled_candidates_ith``).
@@ -125,6 +125,6 @@ cdef int _read(ContextSampling ctx, object index, _Sample& found) except -1:
     cdef core.Status status
     (&found.context)[0] = ctx.pin()
     with nogil:
-        status = calls.read_sample(found.context, i, found.token, found.ids, found.logits, found.probs)
+        status = csample.read_sample(found.context, i, found.token, found.ids, found.logits, found.probs)
     check(status)
     return 0

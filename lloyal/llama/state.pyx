@@ -8,8 +8,8 @@ A state holds the memory of a sequence or of the whole context: no logits, no sa
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport int32_t, uint8_t, uint32_t
 
-cimport lloyal._cpp.calls as calls
 cimport lloyal._cpp.core as core
+cimport lloyal._cpp.state as cstate
 cimport lloyal.libllama.llama as c
 from lloyal.llama.args cimport as_int32, as_uint32
 from lloyal.llama.base cimport ContextBase
@@ -55,7 +55,7 @@ cdef class ContextState(ContextBase):
         cdef size_t written = 0
         handle = self.pin()
         with nogil:
-            status = calls.state_seq_write(handle, NULL, 0, seq, bits, size, written)
+            status = cstate.state_seq_write(handle, NULL, 0, seq, bits, size, written)
         check(status)
         return size
 
@@ -94,7 +94,7 @@ cdef class ContextState(ContextBase):
         handle = self.pin()
         while True:
             with nogil:
-                status = calls.state_seq_write(handle, target.start, target.size, seq, bits, need, written)
+                status = cstate.state_seq_write(handle, target.start, target.size, seq, bits, need, written)
             check(status)
             if not target.grow(need):
                 return target.result(written)
@@ -142,7 +142,7 @@ cdef class ContextState(ContextBase):
         cdef const uint8_t* start = &source[0] if size else NULL
         handle = self.pin()
         with nogil:
-            status = core.state_seq_set_data(handle, start, size, seq, bits, read)
+            status = cstate.state_seq_set_data(handle, start, size, seq, bits, read)
         check(status)
         return read
 
@@ -168,7 +168,7 @@ cdef class ContextState(ContextBase):
         cdef size_t written = 0
         handle = self.pin()
         with nogil:
-            status = calls.state_write(handle, NULL, 0, size, written)
+            status = cstate.state_write(handle, NULL, 0, size, written)
         check(status)
         return size
 
@@ -184,7 +184,7 @@ cdef class ContextState(ContextBase):
         handle = self.pin()
         while True:
             with nogil:
-                status = calls.state_write(handle, target.start, target.size, need, written)
+                status = cstate.state_write(handle, target.start, target.size, need, written)
             check(status)
             if not target.grow(need):
                 return target.result(written)
@@ -202,7 +202,7 @@ cdef class ContextState(ContextBase):
         cdef const uint8_t* start = &source[0] if size else NULL
         handle = self.pin()
         with nogil:
-            status = core.state_set_data(handle, start, size, exact, read)
+            status = cstate.state_set_data(handle, start, size, exact, read)
         check(status)
         return read
 
@@ -238,7 +238,7 @@ cdef class ContextState(ContextBase):
             size = source.shape[0] - offset
             start = &source[0] + <size_t>offset
             with nogil:
-                status = core.state_seq_read_payload(handle, start, size, seq)
+                status = cstate.state_seq_read_payload(handle, start, size, seq)
             source = None
             _check_file(status, path)
         return tokens

@@ -6,6 +6,7 @@ from libcpp.string cimport string
 from libcpp.vector cimport vector
 
 cimport lloyal._cpp.core as core
+cimport lloyal._cpp.model as cmodel
 cimport lloyal.libllama.llama as c
 from lloyal.llama.args cimport as_int32
 from lloyal.llama.status cimport check
@@ -93,7 +94,7 @@ cdef class Vocab:
         start = data
         size = len(data)
         with nogil:
-            status = core.tokenize(self.ptr, start, size, special, parse, tokens)
+            status = cmodel.tokenize(self.ptr, start, size, special, parse, tokens)
         check(status)
         return [tokens[i] for i in range(tokens.size())]
 
@@ -116,7 +117,7 @@ cdef class Vocab:
         for token in tokens:
             ids.push_back(self.check_token(token))
         with nogil:
-            status = core.detokenize(self.ptr, ids, remove, unparse, out)
+            status = cmodel.detokenize(self.ptr, ids, remove, unparse, out)
         check(status)
         return out.decode("utf-8", "replace")
 
@@ -131,7 +132,7 @@ cdef class Vocab:
         """
         cdef string out
         cdef int32_t id = self.check_token(token)
-        cdef core.Status status = core.token_to_piece(self.ptr, id, bool(special), out)
+        cdef core.Status status = cmodel.token_to_piece(self.ptr, id, bool(special), out)
         check(status)
         return out
 

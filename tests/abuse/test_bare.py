@@ -11,13 +11,15 @@ import sys
 import pytest
 
 import lloyal.llama
+import lloyal.native
 
 CLASSES = sorted(
     {
         (cls.__module__, cls.__name__)
-        for info in pkgutil.iter_modules(lloyal.llama.__path__)
-        for cls in vars(importlib.import_module(f"lloyal.llama.{info.name}")).values()
-        if inspect.isclass(cls) and cls.__module__.startswith("lloyal.llama.") and hasattr(cls, "__pyx_vtable__")
+        for package in (lloyal.llama, lloyal.native)
+        for info in pkgutil.iter_modules(package.__path__, package.__name__ + ".")
+        for cls in vars(importlib.import_module(info.name)).values()
+        if inspect.isclass(cls) and cls.__module__.startswith(package.__name__ + ".") and hasattr(cls, "__pyx_vtable__")
     }
     | {("lloyal", name) for name in ("Checkpoint", "Context", "Model")}
 )

@@ -13,7 +13,7 @@ import pytest
 import lloyal
 from lloyal import errors
 from lloyal.bench import timed
-from lloyal.llama import checkpoint as native
+from lloyal.native import checkpoint as native
 from tests.decode import feed, feed_in_batches, same, some
 from tests.models import tiny
 

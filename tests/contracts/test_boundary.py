@@ -1,6 +1,6 @@
 """Where Python meets C++: habits of every .pyx that keep memory safe, read from the source.
 
-* A native call is a stay in its context or sampler (``_cpp/calls.hpp``); no .pyx enters or leaves one.
+* A native call is a stay in its context or sampler (``_cpp/core/calls.hpp``); no .pyx enters or leaves one.
 * An argument is converted once, and what was converted is what is checked and used.
 * None, numbers and objects where an extension type, a path or plain bytes belong are refused.
 """
@@ -16,12 +16,13 @@ import pytest
 from tests.contracts.source import PACKAGE, code_lines
 
 LLAMA = PACKAGE / "llama"
-CYTHON = sorted(LLAMA.glob("*.pyx"))
+RING1 = (LLAMA, PACKAGE / "native")
+CYTHON = sorted(path for folder in RING1 for path in folder.glob("*.pyx"))
 DECLARATIONS = sorted((PACKAGE / "_cpp").glob("*.pxd"))
 
 
 def ids(path: Path) -> str:
-    return path.name
+    return f"{path.parent.name}/{path.name}"
 
 
 # What may be asked of a context or sampler while another thread is inside: what never changes, or is atomic.
@@ -76,7 +77,7 @@ def test_the_log_is_handed_on_in_one_place() -> None:
     """`check` takes an error's reason from the log before it hands the lines on: drained earlier, it is lost."""
     found = [
         f"{path.name}:{number}"
-        for path in sorted([*LLAMA.glob("*.pyx"), *LLAMA.glob("*.pxd")])
+        for path in sorted(path for folder in RING1 for path in folder.glob("*.p[yx][xd]"))
         if path.stem not in ("backend", "status")
         for number, line in code_lines(path)
         if re.search(r"\bdrain_logs\(\)", line) and path.stem != "model"

@@ -10,7 +10,7 @@ from tests.contracts.source import PACKAGE, public_names, strip_comments
 
 
 def codes() -> list[str]:
-    text = strip_comments((PACKAGE / "_cpp" / "status.hpp").read_text())
+    text = strip_comments((PACKAGE / "_cpp" / "core" / "status.hpp").read_text())
     body = re.search(r"enum class Code : int \{(.*?)\}", text, re.DOTALL)
     assert body
     return [entry.split("=")[0].strip() for entry in body[1].split(",") if entry.strip()]

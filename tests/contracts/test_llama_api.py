@@ -99,10 +99,9 @@ def functions() -> dict[str, bool]:
 
 
 def our_source() -> str:
-    parts = [
-        without_comments(path.read_text(), python=True) for path in sorted((ROOT / "lloyal" / "llama").glob("*.pyx"))
-    ]
-    parts += [without_comments(path.read_text()) for path in sorted((ROOT / "lloyal" / "_cpp").glob("*.[ch]pp"))]
+    ring1 = sorted((ROOT / "lloyal" / "llama").glob("*.pyx"))
+    parts = [without_comments(path.read_text(), python=True) for path in ring1]
+    parts += [without_comments(path.read_text()) for path in sorted((ROOT / "lloyal" / "_cpp").rglob("*.[ch]pp"))]
     return "\n".join(parts)
 
 

@@ -12,12 +12,12 @@ from tests.contracts.source import PACKAGE, ROOT, code_lines, imports, modules
 RINGS = [
     # 0: declarations, our C++, the error table
     "errors libllama _cpp",
-    # 1: llama.h as Python
+    # 1: llama.h as Python, and what we invented and compiled
     "llama.enums llama.signals llama.files llama.params llama.candidates llama.backend llama.status llama.args "
     "llama.base llama.buffers "
     "llama.vocab llama.rpc llama.model_info llama.model llama.batch llama.batch_ext llama.outputs llama.memory "
     "llama.state llama.ext llama.adapter llama.quantize llama.common llama.sampler_init llama.sampler "
-    "llama.sampling_backend llama.context llama.checkpoint llama",
+    "llama.sampling_backend llama.context llama native",
     # 2: text, sampling and measures on top of it
     "tokenization sampling grammar chat metrics embedding kv",
     # 3: checkpoints and decoding
@@ -98,15 +98,53 @@ def test_the_rule_bites():
 
 @pytest.mark.parametrize("module", modules())
 def test_only_ring_1_sees_the_declarations(module):
-    if module.startswith(("lloyal.libllama", "lloyal._cpp", "lloyal.llama")):
+    if module.startswith(("lloyal.libllama", "lloyal._cpp", "lloyal.llama", "lloyal.native")):
         return
     seen = [
         f"{path.relative_to(ROOT)}:{line}"
         for path in modules()[module]
         for line, used, _ in imports(path)
-        if used.startswith("lloyal.libllama")
+        if used.startswith(("lloyal.libllama", "lloyal._cpp"))
     ]
-    assert not seen, f"only lloyal/llama cimports lloyal.libllama: {seen}"
+    assert not seen, f"only lloyal/llama and lloyal/native cimport declarations: {seen}"
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.pyx")), ids=lambda path: str(path.relative_to(ROOT)))
+def test_cython_is_in_ring_1(path):
+    assert path.parent.name in ("llama", "native")
+
+
+# Our C++: a folder per noun. A file includes from folders to its left, and from its own.
+FOLDERS = ["core", "memory", "model", "state", "decode", "sample"]
+# A context holds its parts: what makes and frees one names them all.
+WHOLE = {"core/handles.hpp", "core/handles.cpp"}
+CPP = PACKAGE / "_cpp"
+SOURCES = sorted(path for path in CPP.rglob("*") if path.suffix in (".cpp", ".hpp"))
+
+
+def test_every_folder_of_cpp_has_its_place():
+    assert {path.parent.name for path in SOURCES} == set(FOLDERS)
+    assert {path.stem for path in CPP.glob("*.pxd")} - {"__init__"} == set(FOLDERS), "one file of declarations a folder"
+    names = [path.name for path in SOURCES]
+    assert len(names) == len(set(names)), "a name is enough to find a file"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(CPP)))
+def test_includes_go_left(path):
+    here = path.relative_to(CPP)
+    used = re.findall(r'^#include "(\w+)/\w+\.hpp"', path.read_text(), re.MULTILINE)
+    assert set(used) <= set(FOLDERS)
+    allowed = FOLDERS if str(here) in WHOLE else FOLDERS[: FOLDERS.index(here.parts[0]) + 1]
+    assert set(used) <= set(allowed), f"{here} includes from {sorted(set(used) - set(allowed))}"
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_declarations_name_headers_of_their_folder(folder):
+    headers = re.findall(r'extern from "([\w/.]+)"', (CPP / f"{folder}.pxd").read_text())
+    assert headers
+    of_a_context = ["memory/provenance.hpp", "memory/memory.hpp"] if folder == "core" else []
+    assert all(name.startswith(f"{folder}/") or name in of_a_context for name in headers)
+    assert all((CPP / name).exists() for name in headers)
 
 
 CYTHON = [path for path in sorted(PACKAGE.rglob("*.p[yx][xd]")) if path.stat().st_size]

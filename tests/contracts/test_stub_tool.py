@@ -23,7 +23,8 @@ def tool(tmp_path, monkeypatch) -> ModuleType:
     monkeypatch.setitem(sys.modules, spec.name, module)
     spec.loader.exec_module(module)
     monkeypatch.setattr(module, "ROOT", tmp_path)
-    monkeypatch.setattr(module, "RING1", tmp_path)
+    monkeypatch.setattr(module, "LLAMA", tmp_path)
+    monkeypatch.setattr(module, "RING1", [tmp_path])
     return module
 
 

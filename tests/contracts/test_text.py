@@ -34,7 +34,7 @@ def grep(path, patterns):
 
 def test_there_is_something_to_read():
     assert ROOT / "README.md" in TEXT
-    assert PACKAGE / "_cpp" / "status.hpp" in TEXT
+    assert PACKAGE / "_cpp" / "core" / "status.hpp" in TEXT
 
 
 @pytest.mark.parametrize("path", TEXT, ids=lambda path: str(path.relative_to(ROOT)))

@@ -431,7 +431,7 @@ class Lease(Op):
 @contextlib.contextmanager
 def fault(n: int | None) -> Iterator[None]:
     """The n-th allocation or copy from now on fails."""
-    from lloyal.llama import checkpoint as native
+    from lloyal.native import checkpoint as native
 
     if n is not None:
         native.fault_arm(n)

@@ -9,7 +9,7 @@ import pytest
 
 import lloyal
 from lloyal import errors
-from lloyal.llama import checkpoint as native
+from lloyal.native import checkpoint as native
 from tests.checkpoints.raw_state import parse
 from tests.decode import feed, same
 

@@ -14,7 +14,7 @@ import pytest
 
 import lloyal
 from lloyal import errors
-from lloyal.llama import checkpoint as native
+from lloyal.native import checkpoint as native
 from tests import models
 from tests.checkpoints.raw_state import parse
 from tests.gpu.cells import LAYOUTS, N_CELLS, Cells, write_model

@@ -76,10 +76,11 @@ def test_holds_no_source_of_extensions(names):
 
 
 def test_holds_types_and_models(names):
-    modules = {PurePosixPath(name).name.split(".")[0] for name in names if re.match(r"lloyal/llama/[^/]+\.so$", name)}
-    stubs = {PurePosixPath(name).stem for name in names if re.match(r"lloyal/llama/[^/]+\.pyi$", name)}
-    assert modules
-    assert modules == stubs
+    for folder in ("llama", "native"):
+        inside = [PurePosixPath(name) for name in names if name.startswith(f"lloyal/{folder}/")]
+        modules = {path.name.split(".")[0] for path in inside if path.suffix == ".so"}
+        assert modules
+        assert modules == {path.stem for path in inside if path.suffix == ".pyi"}
     assert {"lloyal/py.typed", "lloyal/models/nano.gguf", "lloyal/models/nano-hybrid.gguf"} <= set(names)
 
 

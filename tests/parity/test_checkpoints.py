@@ -19,7 +19,7 @@ import pytest
 
 import lloyal
 from lloyal.errors import DecodeFailed, OutOfDeviceMemory, Unsupported
-from lloyal.llama import checkpoint as native
+from lloyal.native import checkpoint as native
 from tests.checkpoints.raw_state import LAYERS_OF, parse
 from tests.decode import distance, feed
 from tests.models import tokens

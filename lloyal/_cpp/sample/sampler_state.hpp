@@ -1,0 +1,24 @@
+// What a sampler remembers, as bytes and in copies, for llama.cpp's own ones too.
+#pragma once
+
+#include "core/status.hpp"
+
+#include "llama.h"
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+namespace lloyal {
+
+// `out` gets everything that decides what `sampler` does next, its random generators included.
+void save_native(const llama_sampler * sampler, std::vector<uint8_t> & out);
+// Into a sampler of the same configuration; after a failure its state is neither the old nor the new one.
+Status load_native(llama_sampler * sampler, const uint8_t * data, size_t size);
+
+// A copy that goes on exactly as the original; llama_sampler_clone does not copy all of adaptive-p and the seeds.
+llama_sampler * clone_native(const llama_sampler * sampler);
+// llama_sampler_copy with the same repair. Both must have the same configuration.
+void copy_native(const llama_sampler * from, llama_sampler * to);
+
+} // namespace lloyal

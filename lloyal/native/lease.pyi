@@ -1,0 +1,15 @@
+# Written by tools/stubs.py from lease.pyx.
+"""Native calls behind `lloyal.kv.Tenancy`: sequence ids that raw calls may not write. Not for direct use."""
+
+from lloyal.llama.base import ContextBase
+
+__all__ = ["lease_acquire", "lease_available", "lease_release"]
+
+def lease_acquire(ctx: ContextBase) -> int:
+    """Lease a free sequence id, from the top. Releases the GIL."""
+
+def lease_release(ctx: ContextBase, seq_id: int) -> None:
+    """Give a leased id back; its sequence is emptied before anything else happens in the context. Releases the GIL."""
+
+def lease_available(ctx: ContextBase) -> int:
+    """Ids that could be leased now."""
