@@ -34,8 +34,10 @@ except ModuleNotFoundError as error:
     ) from error
 
 from lloyal import errors, kv, llama, models
-from lloyal.checkpoint import Checkpoint, Checkpoints, Context, Model
+from lloyal.checkpoint import Checkpoint, Checkpoints
+from lloyal.context import Context
 from lloyal.decoding import Generation, generate, prefill
+from lloyal.model import Model
 from lloyal.sampling import Sampling
 
 

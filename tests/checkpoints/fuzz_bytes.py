@@ -45,7 +45,7 @@ NOT_JSON = (b"[" * 5000, b"{", b'"', b"1" * 6000, b"-", b"1e999", b"\xff\xfe", b
 class Fuzz:
     def __init__(self, name: str, seed: int) -> None:
         import lloyal
-        from lloyal import checkpoint_format
+        from lloyal.checkpoint import format as checkpoint_format
         from tests.models import tiny
 
         self.lloyal = lloyal

@@ -16,7 +16,7 @@ from tests.contracts.source import PACKAGE, ROOT, modules, public_names
 HIDDEN = (
     "lloyal.llama.",
     "lloyal.native",
-    "lloyal.checkpoint_format",
+    "lloyal.checkpoint.",
     "lloyal.cli",
     "lloyal.demo",
     "lloyal.bench",

@@ -21,13 +21,14 @@ RINGS = [
     # 2: text, sampling and measures on top of it
     "tokenization sampling grammar chat metrics embedding kv",
     # 3: checkpoints and decoding
-    "checkpoint_format checkpoint decoding",
+    "checkpoint.format checkpoint.value checkpoint.budget checkpoint.place checkpoint model context decoding",
     # 4: branches and speculation
     "branch speculative.draft speculative.accept speculative.loop speculative",
     # 5: sessions
     "session",
     # 6: what people start
-    "models terminal bench demo cli __main__",
+    "models terminal bench.timing bench.checkpoint bench.report bench demo "
+    "cli.output cli.options cli.program cli.demo cli.info cli.run cli.rpc_server cli.bench cli __main__",
 ]
 
 # Circles that are known, each with what will end it.

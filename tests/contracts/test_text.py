@@ -18,7 +18,7 @@ ANYWHERE = {
     "a merge conflict": r"^(?:<{7}|={7}|>{7})(?: |$)",
 }
 IN_THE_PACKAGE = {
-    "print(): use logging, or the console of cli.py": r"(?<![\w.])print\(",
+    "print(): use logging, or lloyal.cli.output": r"(?<![\w.])print\(",
     "assert as validation: gone under -O, raise an error that names the value": r"^\s*assert\b",
     "except + without a Status: exceptions leave our C++ as a Status": r"cppclass.*except \+|^\s*Status .*except \+",
     "a swallowed exception": r"^\s*except(?: Exception)?:\s*pass",

@@ -9,16 +9,12 @@ from typing import Any
 import numpy as np
 
 import lloyal
+from lloyal.checkpoint import format as checkpoint_format
 from lloyal.errors import StaleCheckpoint
 from tests.fuzz.state_model import EMPTY, Content, edited, fresh
 from tests.fuzz.state_ops import Args, Op, a_sequence, any_side, fault, op
 from tests.fuzz.state_oracle import embedding
 from tests.fuzz.state_world import Side, Violation, World
-
-try:
-    from lloyal.checkpoint import format as checkpoint_format
-except ImportError:
-    from lloyal import checkpoint_format
 
 PARTIAL, DEVICE = 1, 2
 

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 import lloyal
-from lloyal import checkpoint_format, errors
+from lloyal import errors
+from lloyal.checkpoint import format as checkpoint_format
 from tests.abuse.models import write
 from tests.checkpoints.raw_state import parse
 from tests.decode import distance, feed, some

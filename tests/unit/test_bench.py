@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 import lloyal
 from lloyal import bench, cli
-from lloyal.bench import Timing, alternate, ratio
+from lloyal.bench import Timing, alternate, ratio, report
 
 
 def call(*args: str) -> Result:
@@ -139,7 +139,7 @@ class _Axes:
 
 
 def test_the_plot_shows_what_was_measured(measured, monkeypatch):
-    monkeypatch.setattr(bench, "plotter", lambda: Drawn)
+    monkeypatch.setattr(report, "plotter", lambda: Drawn)
     bench.plot_checkpoints(measured, "plot.svg")
     saves, restores = Drawn.last.lines
     for length in measured["lengths"]:

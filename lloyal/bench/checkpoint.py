@@ -1,112 +1,21 @@
-"""How lloyal measures: two sides in turns, in one run, and what ``lloyal bench`` reports with it.
-
-Speed is reported as a ratio. Both sides of it run in the same process on the same machine state, one after the other,
-again and again; each round gives one ratio, and the median of them is the result. A slow second hits both sides.
-"""
+"""``lloyal bench checkpoint``: every way to keep a state and bring it back, measured in turns."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from rich.table import Table
-
 from lloyal import Checkpoint, Context, StateSeqFlags
+from lloyal.bench.timing import Side, Timing, alternate, ratio, timed
 from lloyal.decoding import prefill
-from lloyal.errors import InvalidArgument, LloyalError, NoLease, Unsupported
+from lloyal.errors import NoLease, Unsupported
 from lloyal.native import checkpoint as native
-from lloyal.terminal import human_bytes, human_seconds
 
-__all__ = [
-    "N_MORE",
-    "N_TOGETHER",
-    "Timing",
-    "alternate",
-    "checkpoint_table",
-    "lockstep_line",
-    "measure_checkpoints",
-    "plot_checkpoints",
-    "plotter",
-    "ratio",
-    "timed",
-]
+__all__ = ["N_MORE", "N_TOGETHER", "measure_checkpoints"]
 
-# One measurement: prepares what it needs, does the work once, returns the seconds of the work alone.
-Side = Callable[[], float]
-
-
-@dataclasses.dataclass(frozen=True)
-class Timing:
-    """What one side took, or the ratio of two, round by round."""
-
-    values: tuple[float, ...]
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.values)
-
-    @property
-    def spread(self) -> tuple[float, float]:
-        """The quartiles."""
-        if len(self.values) < 2:
-            return self.values[0], self.values[0]
-        low, _, high = statistics.quantiles(self.values, n=4, method="inclusive")
-        return low, high
-
-    def as_json(self) -> dict[str, object]:
-        return {"median": self.median, "quartiles": list(self.spread), "rounds": len(self.values)}
-
-
-def timed(work: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
-    """Seconds of one call, by the wall or by another clock."""
-    began = clock()
-    work()
-    return clock() - began
-
-
-def alternate(
-    sides: Mapping[str, Side], rounds: int, *, warm_up: int = 1, progress: Callable[[int, int], object] | None = None
-) -> dict[str, Timing]:
-    """Measure the sides in turns; every other round goes through them backwards.
-
-    Parameters
-    ----------
-    sides : mapping of str to callable
-        Each returns the seconds of one measurement.
-    rounds : int
-    warm_up : int
-        Rounds before that are not counted.
-    progress : callable, optional
-        Called with the rounds done and their number.
-
-    Returns
-    -------
-    dict of str to Timing
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for i in range(-warm_up, rounds):
-        for name in list(sides) if i % 2 else reversed(list(sides)):
-            taken = sides[name]()
-            if i >= 0:
-                seconds[name].append(taken)
-        if progress is not None:
-            progress(i + warm_up + 1, rounds + warm_up)
-    return {name: Timing(tuple(values)) for name, values in seconds.items()}
-
-
-def ratio(of: Timing, to: Timing) -> Timing:
-    """``of / to`` round by round."""
-    return Timing(tuple(a / b for a, b in zip(of.values, to.values, strict=True)))
-
-
-# lloyal bench checkpoint
-
-READING = "read the prompt again"
 RAW = {"llama.cpp, host": StateSeqFlags.NONE, "llama.cpp, ON_DEVICE": StateSeqFlags.ON_DEVICE}
 N_MORE = 64  # tokens between two checkpoints that share what is before
 N_TOGETHER = 16  # sequences in lockstep
@@ -339,82 +248,3 @@ def _save(ctx: Context, where: str, only_part: bool) -> float:
 
 def _name(where: str, how: str = "") -> str:
     return f"checkpoint, {where}" + (f", {how}" if how else "")
-
-
-def checkpoint_table(result: dict[str, Any]) -> Table:
-    """The result of `measure_checkpoints` for a terminal."""
-    table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold", show_edge=False)
-    table.add_column("tokens", justify="right", no_wrap=True)
-    table.add_column("way", no_wrap=True)
-    for name in ("save", "restore", "vs reading", "keeps"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for length in result["lengths"]:
-        reading = human_seconds(length["read_seconds"])
-        table.add_row(str(length["n_tokens"]), READING, "", reading, "1x", "", style="dim")
-        for way in length["ways"]:
-            restore = way["restore"]["median"]
-            table.add_row(
-                "",
-                way["name"],
-                human_seconds(way["save"]["median"]),
-                human_seconds(restore),
-                f"{length['read_seconds'] / restore:.0f}x",
-                human_bytes(way["bytes"]),
-            )
-        size = human_bytes(length["state_bytes"])
-        copying = human_seconds(length["memcpy_seconds"]["median"])
-        table.add_row("", f"plain copy, {size}", copying, "", "", "", style="dim")
-    return table
-
-
-def lockstep_line(found: dict[str, Any]) -> str:
-    """What `measure_checkpoints` says of sequences in lockstep, in a line."""
-    save, restore = (f"{found[what]['median']:.2f}x" for what in ("save", "restore"))
-    rows = f"{found['n_rows']} rows of one of {found['n_sequences']} sequences in lockstep"
-    return f"{rows}: save {save}, restore {restore} of side by side, {max(found['n_copies'].values())} copies"
-
-
-def plot_checkpoints(result: dict[str, Any], path: str) -> None:
-    """Write a picture of the result: seconds to restore over the tokens of the prompt, for every way.
-
-    Raises
-    ------
-    LloyalError
-        matplotlib is missing.
-    InvalidArgument
-        The name ends in no format that matplotlib writes.
-    OSError
-        The file cannot be written.
-    """
-    figure = plotter()(figsize=(8, 4.5), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
-    lengths = result["lengths"]
-    n_tokens = [length["n_tokens"] for length in lengths]
-    names = [way["name"] for way in lengths[-1]["ways"]]
-    for side, what in zip(axes, ("save", "restore"), strict=True):
-        for name in names:
-            seconds = [next(way for way in length["ways"] if way["name"] == name)[what]["median"] for length in lengths]
-            side.plot(n_tokens, seconds, marker="o", label=name)
-        if what == "restore":
-            reading = [length["read_seconds"] for length in lengths]
-            side.plot(n_tokens, reading, marker="o", color="grey", linestyle="--", label=READING)
-        side.set(title=what, xlabel="tokens", xscale="log", yscale="log")
-        side.set_xticks(n_tokens, [str(n) for n in n_tokens])
-        side.minorticks_off()
-        side.grid(visible=True, alpha=0.3)
-    axes[0].set_ylabel("seconds")
-    axes[1].legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
-    figure.suptitle(f"{result.get('model', 'model')}, {result['memory'].replace('_', ' ')} memory")
-    try:
-        figure.savefig(path)
-    except ValueError as error:
-        raise InvalidArgument(f"{path}: {error}") from None
-
-
-def plotter() -> Any:
-    """The class of matplotlib that draws, or `LloyalError` if it is not installed."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise LloyalError("a plot needs matplotlib: pip install 'lloyal[plot]'") from None
-    return Figure

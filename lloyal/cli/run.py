@@ -1,0 +1,97 @@
+"""``lloyal run``."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from lloyal import Context, Model
+from lloyal.cli.options import AsJson, Threads, find_model
+from lloyal.cli.output import write, write_json
+from lloyal.decoding import generate
+from lloyal.errors import InvalidArgument
+from lloyal.sampling import Sampling
+from lloyal.terminal import human_seconds, progress_bar
+
+__all__ = ["run"]
+
+
+def run(
+    model: Annotated[str, typer.Option("--model", "-m", help="A GGUF file, or the name of an embedded model.")],
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="What to go on from; - reads standard input.")],
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", "-n", min=1, max=2**24, help="Most tokens to generate.")
+    ] = 256,
+    temperature: Annotated[float, typer.Option(help="0 always picks the most probable token.")] = 0.8,
+    top_k: Annotated[int, typer.Option(help="Draw from the k most probable; 0 is off.")] = 40,
+    top_p: Annotated[float, typer.Option(help="Draw from those that reach this probability; 1 is off.")] = 0.95,
+    min_p: Annotated[float, typer.Option(help="Draw from those this close to the best; 0 is off.")] = 0.05,
+    seed: Annotated[int | None, typer.Option(help="Start of the random generator; random by default.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Text that ends the generation; may be repeated.")] = None,
+    parse_special: Annotated[
+        bool, typer.Option("--special", help="Read <|im_start|> and the like in the prompt as tokens.")
+    ] = False,
+    n_ctx: Annotated[
+        int | None, typer.Option("--n-ctx", "-c", min=1, help="Size of the cache in tokens; by default what is needed.")
+    ] = None,
+    n_gpu_layers: Annotated[int, typer.Option("--n-gpu-layers", help="Layers on the devices; -1 is all.")] = -1,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Generate text from a prompt, as it comes."""
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)
+    text = sys.stdin.buffer.read() if prompt == "-" else os.fsencode(prompt)
+    began = time.perf_counter()
+    with progress_bar("Loading") as show:
+        loaded = Model(find_model(model), n_gpu_layers=n_gpu_layers, progress=lambda share: show(share, 1.0))
+    tokens = loaded.vocab.tokenize(text, parse_special=parse_special)
+    ctx = Context(loaded, n_ctx=n_ctx or len(tokens) + max_tokens, n_seq_max=1, n_threads=threads)
+    if len(tokens) > ctx.n_ctx:
+        raise InvalidArgument(
+            f"the prompt has {len(tokens)} tokens, --n-ctx gives {ctx.n_ctx}: raise it, or leave it out"
+        )
+    ready = time.perf_counter()
+    with progress_bar("Reading") as show:
+        generation = generate(ctx, tokens, max_tokens=max_tokens, sampling=sampling, progress=show)
+        pieces = generation.text(stop or ())
+        parts = [next(pieces, "")]
+    n_first, first = len(generation.tokens), time.perf_counter()
+    show_text = (lambda piece: None) if as_json else write
+    show_text(parts[0])
+    for piece in pieces:
+        parts.append(piece)
+        show_text(piece)
+    show_text("\n")
+    seconds = time.perf_counter() - first
+    result = {
+        "model": loaded.path,
+        "text": "".join(parts),
+        "tokens": generation.tokens,
+        "n_prompt_tokens": len(tokens),
+        "stop_reason": generation.stop_reason,
+        "seed": generation.sampler.seed,
+        "load_seconds": ready - began,
+        "first_text_seconds": first - ready,
+        "tokens_per_second": (len(generation.tokens) - n_first) / seconds if seconds > 0 else None,
+    }
+    if as_json:
+        write_json(result)
+    elif sys.stderr.isatty():
+        _print_run(result)
+
+
+def _print_run(result: dict[str, Any]) -> None:
+    speed, reason = result["tokens_per_second"], result["stop_reason"]
+    parts = [
+        f"{result['n_prompt_tokens']} tokens read, first text after {human_seconds(result['first_text_seconds'])}",
+        f"{len(result['tokens'])} generated" + (f" at {speed:.0f}/s" if speed else ""),
+        {"end": "ended by the model", "length": "ended at --max-tokens", "stop": "ended by --stop"}[reason],
+    ]
+    if result["seed"] is not None:
+        parts.append(f"seed {result['seed']}")
+    Console(stderr=True, highlight=False).print(", ".join(parts), style="dim")
