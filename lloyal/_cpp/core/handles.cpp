@@ -188,7 +188,7 @@ Status context_create(ModelHandle model, llama_context_params params, ContextHan
         graph_check_install(*context);
         graph_check(*context);
         box->poll = poll;
-        box->store = std::make_shared<CheckpointStore>(*box); // while the memory is empty
+        box->store = std::make_shared<CheckpointStore>(*box);
         if (parent) {
             box->keeps.push_back(std::move(parent));
         }

@@ -4,6 +4,7 @@
 
 #include "memory/provenance.hpp"
 #include "state/copy.hpp"
+#include "state/layout.hpp"
 
 #include "llama-kv-cells.h"
 
@@ -16,33 +17,6 @@
 class llama_kv_cache;
 
 namespace lloyal {
-
-// One K or V tensor of a cache: how to find the bytes of a cell in it.
-struct RowTensor {
-    ggml_tensor * tensor;
-    size_t piece;      // bytes of one piece of a cell: a whole row, or one element where V is transposed
-    uint32_t n_pieces; // pieces per cell: 1, or the width of V where it is transposed
-    size_t stride;     // bytes from one piece of a cell to its next
-
-    size_t row_bytes() const { return piece * n_pieces; }
-    size_t offset(uint32_t cell, uint32_t k) const { return k * stride + cell * piece; }
-    RowPlace place() const {
-        return {tensor, 0, stride, uint32_t((n_pieces > 1 ? stride : ggml_nbytes(tensor)) / piece)};
-    }
-};
-
-// The tensors of one cache as its state is written, found by writing out one cell of an empty cache.
-struct KvLayout {
-    llama_kv_cache * cache = nullptr;
-    uint32_t n_stream = 1;
-    bool has_ext = false;
-    std::vector<uint8_t> header;                 // what follows the cell table: layer count, types, row sizes
-    std::vector<std::vector<RowTensor>> streams; // by stream: the tensors differ, their shapes do not
-
-    explicit KvLayout(llama_kv_cache * cache);
-    const std::vector<RowTensor> & tensors(SeqId seq) const;
-    size_t row_bytes() const;
-};
 
 class SegmentList;
 

@@ -43,6 +43,11 @@ void script_rows(ScriptedReader & reader, const KvLayout & layout, const Runs & 
     }
 }
 
+// llama.cpp names the part of a tensor that is one stream's, we the whole tensor.
+const void * address(const Slice & slice) {
+    return static_cast<const char *>(slice.tensor->data) + slice.offset;
+}
+
 // Pair what llama.cpp asked to fill (rows in order, tensor by tensor) with where the rows lie.
 void copy_rows(CopyList & copies, const ScriptedReader & reader, const std::vector<RowTensor> & tensors,
                uint32_t n_rows, const std::vector<Segment> & segments) {
@@ -60,8 +65,8 @@ void copy_rows(CopyList & copies, const ScriptedReader & reader, const std::vect
     for (const RowTensor & tensor : tensors) {
         for (uint32_t k = 0; k < tensor.n_pieces; ++k) {
             for (const RowRuns::Run & run : cells.list) {
-                if (next == reader.targets.size() || reader.targets[next].tensor != tensor.tensor ||
-                    reader.targets[next].offset != tensor.offset(run.row, k) ||
+                if (next == reader.targets.size() ||
+                    address(reader.targets[next]) != address({tensor.tensor, tensor.offset(run.row, k), 0}) ||
                     reader.targets[next].size != run.n * tensor.piece) {
                     throw wrong("other tensors");
                 }

@@ -3,6 +3,8 @@
 
 #include "core/lease.hpp"
 
+#include "llama-model.h"
+
 #include <algorithm>
 #include <set>
 #include <unordered_map>
@@ -25,7 +27,7 @@ CheckpointStore::CheckpointStore(ContextBox & box) : whole_only(false), pool(std
             return;
     }
     for (llama_kv_cache * cache : box.map.caches) {
-        layouts.emplace_back(cache);
+        layouts.emplace_back(cache, box.model->ptr->hparams, box.map.v_trans);
         device_chunks_.push_back(std::make_shared<ChunkIndex>());
         host_chunks_.push_back(std::make_shared<ChunkIndex>());
     }
