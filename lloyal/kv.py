@@ -102,7 +102,7 @@ class Tenancy:
 
     def decode(self, batch: Batch) -> None:
         """`Context.decode` for batches that write leased ids."""
-        self._context._decode_as_tenant(batch)
+        native.decode_as_tenant(self._context, batch)
 
     @contextmanager
     def lease(self) -> Iterator[int]:

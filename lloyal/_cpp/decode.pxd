@@ -66,6 +66,7 @@ cdef extern from "decode/outputs.hpp" namespace "lloyal" nogil:
         uint64_t generation
 
     # Constants of a context.
+    size_t n_logits(const ContextBox& box)
     size_t n_embedding(const ContextBox& box)
     size_t n_pooled(const ContextBox& box)
     size_t n_layer_input(const ContextBox& box)

@@ -9,16 +9,16 @@ cimport lloyal._cpp.core as core
 cimport lloyal._cpp.model as cmodel
 from lloyal.llama.args cimport as_double, as_int32, as_integer
 cimport lloyal.libllama.llama as c
-from lloyal.llama.ext cimport ContextExt
+from lloyal.llama.base cimport ContextBase
 from lloyal.llama.model cimport Model
 from lloyal.llama.status cimport check, check_process
 
 import os
 
 from lloyal.errors import Closed, InvalidArgument
-from lloyal.llama.model import check_file
+from lloyal.llama.load import check_file
 
-__all__ = ["ContextAdapters", "LoraAdapter"]
+__all__ = ["LoraAdapter", "set_adapter_cvec", "set_adapters_lora"]
 
 
 cdef class LoraAdapter:
@@ -128,96 +128,52 @@ cdef str _text(const c.llama_adapter_lora* adapter, int32_t i, value, int32_t si
     return bytes(text[:size]).decode("utf-8", "replace")
 
 
-cdef class ContextAdapters(ContextExt):
-    """The part of a context that changes its weights. Not for direct use: see `Context`."""
+def set_adapters_lora(ContextBase ctx not None, adapters: Iterable[LoraAdapter],
+                      scales: Iterable[float] | None) -> tuple[tuple[LoraAdapter, float], ...]:
+    """`Context.set_adapters_lora`; returns those in use."""
+    cdef core.ContextHandle handle
+    cdef core.Status status
+    cdef vector[cmodel.AdapterHandle] handles
+    cdef vector[float] factors
+    cdef LoraAdapter adapter
+    numbers = []
+    adapters = list(adapters)
+    scales = [1.0] * len(adapters) if scales is None else list(scales)
+    if len(scales) != len(adapters):
+        raise InvalidArgument(f"{len(adapters)} adapters, but {len(scales)} scales")
+    for item, scale in zip(adapters, scales):
+        if not isinstance(item, LoraAdapter):
+            raise TypeError(f"adapters must be LoraAdapter objects, not {type(item).__name__}")
+        adapter = item
+        handles.push_back(adapter.pin())
+        numbers.append(as_double(scale, "a scale"))
+        factors.push_back(<float>numbers[-1])
+    handle = ctx.pin()
+    with nogil:
+        status = cmodel.adapters_set(handle, handles, factors)
+    check(status)
+    return tuple([(item, number) for item, number in zip(adapters, numbers) if number != 0])
 
-    def set_adapters_lora(self, adapters: Iterable[LoraAdapter], scales: Iterable[float] | None = None) -> None:
-        """Replace the LoRA adapters in use (``llama_set_adapters_lora``); an empty list removes them.
 
-        What is in the memory was computed with the adapters of its time and stays.
-
-        Parameters
-        ----------
-        adapters : sequence of LoraAdapter
-            Adapters of this context's model, each once. The context keeps them alive.
-        scales : sequence of float, optional
-            How much of each to add; 1 for all if not given.
-
-        Raises
-        ------
-        InvalidArgument
-            An adapter of another model, given twice, or a scale that is not finite; nothing was changed.
-
-        Notes
-        -----
-        Plans the memory for computing again, which takes milliseconds. Releases the GIL.
-        """
-        cdef core.ContextHandle handle
-        cdef core.Status status
-        cdef vector[cmodel.AdapterHandle] handles
-        cdef vector[float] factors
-        cdef LoraAdapter adapter
-        numbers = []
-        adapters = list(adapters)
-        scales = [1.0] * len(adapters) if scales is None else list(scales)
-        if len(scales) != len(adapters):
-            raise InvalidArgument(f"{len(adapters)} adapters, but {len(scales)} scales")
-        for item, scale in zip(adapters, scales):
-            if not isinstance(item, LoraAdapter):
-                raise TypeError(f"adapters must be LoraAdapter objects, not {type(item).__name__}")
-            adapter = item
-            handles.push_back(adapter.pin())
-            numbers.append(as_double(scale, "a scale"))
-            factors.push_back(<float>numbers[-1])
-        handle = self.pin()
-        with nogil:
-            status = cmodel.adapters_set(handle, handles, factors)
-        check(status)
-        self._adapters = tuple([(item, number) for item, number in zip(adapters, numbers) if number != 0])
-
-    @property
-    def adapters_lora(self) -> tuple[tuple[LoraAdapter, float], ...]:
-        """The adapters in use, as pairs of `LoraAdapter` and scale."""
-        return self._adapters or ()
-
-    def set_adapter_cvec(self, data: BufferLike | None, il_start: int = 1, il_end: int | None = None) -> None:
-        """Add a control vector to the output of layers (``llama_set_adapter_cvec``).
-
-        Parameters
-        ----------
-        data : array of float32, shape (n_rows, n_embd), C-contiguous, or None
-            One row per layer, the first for layer 1 (layer 0 has none). It is copied. None turns it off.
-        il_start, il_end : int
-            The first and the last layer it acts on; the last of the model if `il_end` is not given.
-
-        Raises
-        ------
-        InvalidArgument
-            Rows of another width, layers out of range, or too few rows; nothing was changed.
-        OutOfDeviceMemory
-            A device had no room; the control vector is off.
-
-        Notes
-        -----
-        Releases the GIL.
-        """
-        cdef core.ContextHandle handle
-        cdef core.Status status
-        cdef const float[:, ::1] rows
-        cdef const float* values = NULL
-        cdef size_t size = 0
-        cdef int32_t width = 0
-        cdef int32_t first = as_int32(il_start, "il_start")
-        cdef int32_t last
-        if data is not None:
-            rows = data
-            if rows.shape[0] == 0 or rows.shape[1] == 0:
-                raise InvalidArgument("the control vector is empty: None turns it off")
-            values = &rows[0, 0]
-            size = rows.shape[0] * rows.shape[1]
-            width = <int32_t>as_integer(rows.shape[1], "the width of the control vector", 1, INT32_MAX)
-        handle = self.pin()
-        last = c.llama_model_n_layer(handle.get().model.get().ptr) - 1 if il_end is None else as_int32(il_end, "il_end")
-        with nogil:
-            status = cmodel.control_vector_set(handle, values, size, width, first, last)
-        check(status)
+def set_adapter_cvec(ContextBase ctx not None, data: BufferLike | None, il_start: int, il_end: int | None) -> None:
+    """`Context.set_adapter_cvec`."""
+    cdef core.ContextHandle handle
+    cdef core.Status status
+    cdef const float[:, ::1] rows
+    cdef const float* values = NULL
+    cdef size_t size = 0
+    cdef int32_t width = 0
+    cdef int32_t first = as_int32(il_start, "il_start")
+    cdef int32_t last
+    if data is not None:
+        rows = data
+        if rows.shape[0] == 0 or rows.shape[1] == 0:
+            raise InvalidArgument("the control vector is empty: None turns it off")
+        values = &rows[0, 0]
+        size = rows.shape[0] * rows.shape[1]
+        width = <int32_t>as_integer(rows.shape[1], "the width of the control vector", 1, INT32_MAX)
+    handle = ctx.pin()
+    last = c.llama_model_n_layer(handle.get().model.get().ptr) - 1 if il_end is None else as_int32(il_end, "il_end")
+    with nogil:
+        status = cmodel.control_vector_set(handle, values, size, width, first, last)
+    check(status)

@@ -1,10 +1,6 @@
-from lloyal.llama.batch cimport Batch
-from lloyal.llama.model cimport Model
-from lloyal.llama.sampling_backend cimport ContextSampling
+from lloyal.llama.base cimport ContextBase
 
-cdef class Context(ContextSampling):
+cdef class Context(ContextBase):
     cdef readonly object params  # ContextParams
     cdef readonly object model  # Model
-    cdef int n_vocab
-
-    cdef int _run(self, Batch batch, bint encoding, bint tenant, bint ext) except -1
+    cdef object _adapters

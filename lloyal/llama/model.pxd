@@ -1,8 +1,10 @@
-cimport lloyal.libllama.llama as c
-from lloyal.llama.model_info cimport ModelInfo
+cimport lloyal._cpp.core as core
 
-cdef class Model(ModelInfo):
-    cdef int _load(self, list paths, params) except -1
+cdef class Model:
+    cdef core.ModelHandle handle
+    cdef readonly object params  # ModelParams
+    cdef readonly object path  # str
+    cdef object _vocab
+    cdef object _metadata
 
-# One entry of kv_overrides, for loading and for quantizing.
-cdef c.llama_model_kv_override kv_override(bytes key, value) except *
+    cdef core.ModelHandle pin(self) except *

@@ -7,12 +7,13 @@ from libcpp cimport bool as cbool
 
 cimport lloyal._cpp.core as core
 cimport lloyal._cpp.decode as cdecode
-from lloyal.llama.args cimport as_index
+from lloyal.llama.args cimport as_index, as_int32
+from lloyal.llama.base cimport ContextBase
 from lloyal.llama.status cimport check
 
 from lloyal.errors import InvalidArgument
 
-__all__ = ["Logits"]
+__all__ = ["Logits", "embeddings", "logits"]
 
 cdef object _KEY = object()  # a bare __new__ would make one that points nowhere
 
@@ -155,3 +156,41 @@ cdef class Logits:
         cdef cbool stale = False
         cdecode.output_stale(handle, self.row, stale)
         return stale
+
+
+def logits(ContextBase ctx not None, index: int, copy: bool, out: BufferLike | None) -> Any:
+    """`Context.logits`."""
+    cdef core.ContextHandle handle
+    cdef core.Status status
+    cdef cdecode.Output output
+    cdef int32_t i = as_int32(index, "index")
+    cdef OutputCopy into
+    handle = ctx.pin()
+    into = output_copy(cdecode.n_logits(handle.get()[0]), copy, out)
+    with nogil:  # it waits for the devices
+        status = cdecode.read_logits(handle, i, into.start, into.room, output)
+    check(status)
+    return wrap_output(handle, output) if into.array is None else into.array
+
+
+def embeddings(ContextBase ctx not None, index: int | None, seq_id: int | None, copy: bool,
+               out: BufferLike | None) -> Any:
+    """`Context.embeddings`."""
+    cdef core.ContextHandle handle
+    cdef core.Status status
+    cdef cdecode.Output output
+    cdef OutputCopy into
+    cdef int32_t i = -1 if index is None else as_int32(index, "index")
+    cdef int32_t seq = -1 if seq_id is None else as_int32(seq_id, "seq_id")
+    cdef bint pooled = seq_id is not None
+    if index is not None and seq_id is not None:
+        raise InvalidArgument("give index or seq_id, not both")
+    handle = ctx.pin()
+    into = output_copy(cdecode.n_pooled(handle.get()[0]) if pooled else cdecode.n_embedding(handle.get()[0]), copy, out)
+    with nogil:
+        if pooled:
+            status = cdecode.read_pooled(handle, seq, into.start, into.room, output)
+        else:
+            status = cdecode.read_embedding(handle, i, into.start, into.room, output)
+    check(status)
+    return wrap_output(handle, output) if into.array is None else into.array

@@ -10,7 +10,7 @@ cimport lloyal.libllama.ggml as g
 cimport lloyal.libllama.llama as c
 from lloyal.llama.args cimport as_integer
 from lloyal.llama.backend cimport ensure_started
-from lloyal.llama.model cimport kv_override
+from lloyal.llama.load cimport kv_override
 from lloyal.llama.status cimport check
 
 import os
@@ -19,7 +19,7 @@ import shutil
 import tempfile
 
 from lloyal.errors import InvalidArgument, LoadFailed
-from lloyal.llama.model import check_file
+from lloyal.llama.load import check_file
 from lloyal.llama.params import plain_overrides
 
 cdef extern from "<thread>" nogil:

@@ -1,4 +1,7 @@
-from lloyal.llama.sampler_init cimport SamplerInit
+cimport lloyal._cpp.sample as csample
 
-cdef class Sampler(SamplerInit):
-    pass
+cdef class Sampler:
+    cdef csample.SamplerHandle handle
+    cdef object __weakref__
+
+    cdef csample.SamplerHandle pin(self) except *

@@ -4,12 +4,28 @@ from libc.stdint cimport INT32_MAX, uint32_t
 cimport lloyal._cpp.sample as csample
 cimport lloyal.libllama.llama as c
 from lloyal.llama.args cimport as_integer, as_number
+from lloyal.llama.vocab cimport Vocab
 
-cdef class SamplerInit:
-    cdef csample.SamplerHandle handle
-    cdef object __weakref__
-
-    cdef csample.SamplerHandle pin(self) except *
+cdef csample.SamplerHandle greedy() except *
+cdef csample.SamplerHandle dist(object seed) except *
+cdef csample.SamplerHandle llama_dist(object seed) except *
+cdef csample.SamplerHandle top_k(object k) except *
+cdef csample.SamplerHandle top_p(object p, object min_keep) except *
+cdef csample.SamplerHandle min_p(object p, object min_keep) except *
+cdef csample.SamplerHandle typical(object p, object min_keep) except *
+cdef csample.SamplerHandle temp(object t) except *
+cdef csample.SamplerHandle temp_ext(object t, object delta, object exponent) except *
+cdef csample.SamplerHandle xtc(object p, object t, object min_keep, object seed) except *
+cdef csample.SamplerHandle top_n_sigma(object n) except *
+cdef csample.SamplerHandle mirostat(object n_vocab, object seed, object tau, object eta, object m) except *
+cdef csample.SamplerHandle mirostat_v2(object seed, object tau, object eta) except *
+cdef csample.SamplerHandle grammar(Vocab vocab, object grammar, object root) except *
+cdef csample.SamplerHandle grammar_lazy_patterns(Vocab vocab, object grammar, object root, object trigger_patterns, object trigger_tokens) except *
+cdef csample.SamplerHandle penalties(object n_vocab, object penalty_last_n, object penalty_repeat, object penalty_freq, object penalty_present) except *
+cdef csample.SamplerHandle dry(Vocab vocab, object dry_multiplier, object dry_base, object dry_allowed_length, object dry_penalty_last_n, object seq_breakers) except *
+cdef csample.SamplerHandle adaptive_p(object target, object decay, object seed) except *
+cdef csample.SamplerHandle logit_bias(object n_vocab, object logit_bias) except *
+cdef csample.SamplerHandle infill(Vocab vocab) except *
 
 
 # What several constructors take, checked.

@@ -2,8 +2,9 @@
 """Native calls behind `lloyal.kv.Tenancy`: sequence ids that raw calls may not write. Not for direct use."""
 
 from lloyal.llama.base import ContextBase
+from lloyal.llama.batch import Batch
 
-__all__ = ["lease_acquire", "lease_available", "lease_release"]
+__all__ = ["decode_as_tenant", "lease_acquire", "lease_available", "lease_release"]
 
 def lease_acquire(ctx: ContextBase) -> int:
     """Lease a free sequence id, from the top. Releases the GIL."""
@@ -13,3 +14,6 @@ def lease_release(ctx: ContextBase, seq_id: int) -> None:
 
 def lease_available(ctx: ContextBase) -> int:
     """Ids that could be leased now."""
+
+def decode_as_tenant(ctx: ContextBase, batch: Batch) -> None:
+    """`Context.decode`, where the batch may write leased sequences. Releases the GIL."""

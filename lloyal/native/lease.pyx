@@ -6,9 +6,11 @@ from libc.stdint cimport int32_t
 cimport lloyal._cpp.core as core
 from lloyal.llama.args cimport as_int32
 from lloyal.llama.base cimport ContextBase
+from lloyal.llama.batch cimport Batch
+from lloyal.llama.decode cimport run
 from lloyal.llama.status cimport check
 
-__all__ = ["lease_acquire", "lease_available", "lease_release"]
+__all__ = ["decode_as_tenant", "lease_acquire", "lease_available", "lease_release"]
 
 
 def lease_acquire(ContextBase ctx not None) -> int:
@@ -40,3 +42,8 @@ def lease_available(ContextBase ctx not None) -> int:
     status = core.count_available_leases(handle, n)
     check(status)
     return n
+
+
+def decode_as_tenant(ContextBase ctx not None, Batch batch not None) -> None:
+    """`Context.decode`, where the batch may write leased sequences. Releases the GIL."""
+    run(ctx, batch, False, True, False)

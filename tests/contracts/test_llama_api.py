@@ -26,9 +26,9 @@ BY_ANOTHER_WAY = {
     "llama_memory_seq_pos_min": ("memory.pyx", "seq_pos_min"),
     "llama_memory_seq_pos_max": ("memory.pyx", "seq_pos_max"),
     # the forms without flags, as upstream
-    "llama_state_seq_get_size": ("state.pyx", "state_seq_get_size"),
-    "llama_state_seq_get_data": ("state.pyx", "state_seq_get_data"),
-    "llama_state_seq_set_data": ("state.pyx", "state_seq_set_data"),
+    "llama_state_seq_get_size": ("context.pyx", "state_seq_get_size"),
+    "llama_state_seq_get_data": ("context.pyx", "state_seq_get_data"),
+    "llama_state_seq_set_data": ("context.pyx", "state_seq_set_data"),
     # the same files, read and written by us: upstream aborts on a truncated one
     "llama_state_load_file": ("state.pyx", "state_load_file"),
     "llama_state_save_file": ("state.pyx", "state_save_file"),
@@ -42,7 +42,7 @@ BY_ANOTHER_WAY = {
     "llama_batch_ext_clear": ("batch_ext.pyx", "clear"),
     "llama_batch_ext_set_output_embd": ("batch_ext.pyx", "set_output_embd"),
     # its regular expressions backtrack without end
-    "llama_sampler_init_grammar_lazy_patterns": ("sampler_init.pyx", "grammar_lazy_patterns"),
+    "llama_sampler_init_grammar_lazy_patterns": ("sampler.pyx", "grammar_lazy_patterns"),
     # numbers instead of lines in a log
     "llama_perf_context_print": ("context.pyx", "perf"),
     "llama_perf_sampler_print": ("sampler.pyx", "perf"),
@@ -54,8 +54,8 @@ BY_ANOTHER_WAY = {
     # parameters are words, checked against the header's names by the loader and by other contracts
     "llama_load_mode_name": ("params.py", "use_mmap"),
     "llama_load_mode_from_str": ("params.py", "use_mlock"),
-    "llama_model_meta_key_str": ("model_info.pyx", "metadata"),
-    "llama_model_meta_val_str": ("model_info.pyx", "metadata"),
+    "llama_model_meta_key_str": ("model.pyx", "metadata"),
+    "llama_model_meta_val_str": ("model.pyx", "metadata"),
     "llama_state_set_data": ("state.pyx", "state_set_data"),
     "llama_flash_attn_type_name": ("context.pyx", "flash_attn"),
     # the log goes to the module `logging`; nobody else's callback is replaced

@@ -15,8 +15,8 @@ RINGS = [
     # 1: llama.h as Python, and what we invented and compiled
     "llama.enums llama.signals llama.files llama.params llama.candidates llama.backend llama.status llama.args "
     "llama.base llama.buffers "
-    "llama.vocab llama.rpc llama.model_info llama.model llama.batch llama.batch_ext llama.outputs llama.memory "
-    "llama.state llama.ext llama.adapter llama.quantize llama.common llama.sampler_init llama.sampler "
+    "llama.vocab llama.rpc llama.load llama.model llama.batch llama.batch_ext llama.decode llama.outputs "
+    "llama.memory llama.state llama.ext llama.adapter llama.quantize llama.common llama.sampler_init llama.sampler "
     "llama.sampling_backend llama.context llama native",
     # 2: text, sampling and measures on top of it
     "tokenization sampling grammar chat metrics embedding kv",

@@ -12,6 +12,8 @@ ELSEWHERE = 600
 # Longer ones, each with its reason.
 EXCEPTIONS = {
     "lloyal/libllama/llama.pxd": "a mirror of one upstream header",
+    "lloyal/llama/sampler.pyx": "one class, as context.pyx",
+    "lloyal/llama/context.pyx": "one class: a method is its docstring and a call into the module of its noun",
 }
 
 SOURCE = [path for path in files() if path.suffix in (".py", ".pyx", ".pxd", ".cpp", ".hpp")]

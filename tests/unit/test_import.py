@@ -1,7 +1,8 @@
-"""Importing is cheap and touches nothing."""
+"""Importing is cheap and touches nothing; names stay where users import them."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import statistics
@@ -73,3 +74,21 @@ def test_the_source_tree_says_what_is_missing(request):
     result = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 1
     assert "pip install ." in result.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("module", "names"),
+    [
+        ("lloyal.checkpoint", ["Checkpoint", "Checkpoints", "Context", "Model"]),
+        ("lloyal.cli", ["app", "main"]),
+        ("lloyal.bench", ["Timing", "alternate", "measure_checkpoints", "plot_checkpoints", "ratio", "timed"]),
+    ],
+)
+def test_names_stay_where_users_import_them(module, names):
+    for name in names:
+        assert getattr(importlib.import_module(module), name)
+
+
+def test_a_name_that_is_not_there_is_refused():
+    with pytest.raises(AttributeError, match="Modle"):
+        importlib.import_module("lloyal.checkpoint").Modle  # noqa: B018

@@ -124,6 +124,10 @@ Status embeddings_rows(ContextBox & box, const float *& out, int32_t & n) noexce
     });
 }
 
+size_t n_logits(const ContextBox & box) {
+    return size_t(llama_vocab_n_tokens(llama_model_get_vocab(box.model->ptr)));
+}
+
 size_t n_embedding(const ContextBox & box) {
     return size_t(llama_model_n_embd_out(box.model->ptr));
 }
@@ -140,8 +144,7 @@ size_t n_layer_input(const ContextBox & box) {
 Status read_logits(ContextBox & box, int32_t i, float * out, size_t room, Output & output) noexcept {
     const float * data = nullptr;
     Status status = logits_row(box, i, data);
-    const llama_vocab * vocab = llama_model_get_vocab(box.model->ptr);
-    return status.ok() ? take_output(box, data, size_t(llama_vocab_n_tokens(vocab)), out, room, output) : status;
+    return status.ok() ? take_output(box, data, n_logits(box), out, room, output) : status;
 }
 
 Status read_embedding(ContextBox & box, int32_t i, float * out, size_t room, Output & output) noexcept {
@@ -174,8 +177,7 @@ Status read_all(ContextBox & box, bool embeddings, std::vector<float> & out, int
         const float * data = nullptr;
         Status status = embeddings ? embeddings_rows(box, data, n_rows) : logits_rows(box, data, n_rows);
         if (status.ok()) {
-            const llama_vocab * vocab = llama_model_get_vocab(box.model->ptr);
-            const size_t width = embeddings ? n_embedding(box) : size_t(llama_vocab_n_tokens(vocab));
+            const size_t width = embeddings ? n_embedding(box) : n_logits(box);
             out.assign(data, data + size_t(n_rows) * width);
         }
         return status;

@@ -44,7 +44,8 @@ Status output_argmax(ContextBox & box, const Output & output, int32_t & out) noe
 Status output_stale(ContextBox & box, const Output & output, bool & stale) noexcept;
 Status output_copy(ContextBox & box, const Output & output, float * out) noexcept;
 
-// Values in a row of embeddings, in a pooled one, and in the input of a layer.
+// Values in a row of logits, of embeddings, in a pooled one, and in the input of a layer.
+size_t n_logits(const ContextBox & box);
 size_t n_embedding(const ContextBox & box);
 size_t n_pooled(const ContextBox & box);
 size_t n_layer_input(const ContextBox & box);

@@ -1,4 +1,0 @@
-from lloyal.llama.state cimport ContextState
-
-cdef class ContextExt(ContextState):
-    pass

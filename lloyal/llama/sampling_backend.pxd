@@ -1,4 +1,0 @@
-from lloyal.llama.adapter cimport ContextAdapters
-
-cdef class ContextSampling(ContextAdapters):
-    pass
