@@ -78,7 +78,7 @@ class Work:
         return self.models[path]
 
     def run(self, case: Case) -> Any:
-        """One call, or a few; what it returns may be called next."""
+        """One call; if it returns a tuple, those come next, each a call with limits of its own."""
         import numpy as np
 
         import lloyal
@@ -93,27 +93,29 @@ class Work:
             return lloyal.chat.apply_template(nano, messages, template=text, tools=[tool] * (len(text) % 2)).prompt
         if kind == "schema":
             made = lloyal.grammar.from_json_schema(text)
-            return lambda: lloyal.Sampler.grammar(nano.vocab, made)
+            return (lambda: lloyal.Sampler.grammar(nano.vocab, made),)
         if kind == "grammar" and not case["lazy"]:
             sampler = lloyal.Sampler.grammar(nano.vocab, text)
             zeros = np.zeros(len(nano.vocab), np.float32)
-            sampler.apply(zeros)
-            sampler.clone().set_state(sampler.state())
-            return self.say(sampler, case["said"])
+            return (
+                lambda: sampler.apply(zeros).token,
+                lambda: sampler.clone().set_state(sampler.state()),
+                *self.say(sampler, case["said"]),
+            )
         if kind == "grammar":
-            return self.say(lloyal.Sampler.grammar_lazy_patterns(nano.vocab, text, "root", case["lazy"]), case["said"])
+            lazy = lloyal.Sampler.grammar_lazy_patterns(nano.vocab, text, "root", case["lazy"])
+            return self.say(lazy, case["said"])
         if kind == "pattern":
             sampler = lloyal.Sampler.grammar_lazy_patterns(nano.vocab, "root ::= .*", "root", [text])
-            self.say(sampler, case["said"])
-            return sampler.reset()
+            return (*self.say(sampler, case["said"]), sampler.reset)
         if kind == "override":
             return lloyal.Model(self.paths[1], tensor_buft_overrides={text: "CPU"}).close()
         vocab = self.model(self.paths[case["model"] % len(self.paths)]).vocab
         return vocab.tokenize(text, parse_special=case["special"])
 
-    def say(self, sampler: Any, text: str) -> None:
-        for token in self.model(self.paths[0]).vocab.tokenize(text, False):
-            sampler.accept(token)
+    def say(self, sampler: Any, text: str) -> tuple[Callable[[], Any], ...]:
+        tokens = self.model(self.paths[0]).vocab.tokenize(text, False)
+        return tuple(lambda token=token: sampler.accept(token) for token in tokens)  # type: ignore[misc]
 
 
 def peak() -> int:
@@ -152,9 +154,11 @@ def timed(work: Callable[[], Any]) -> dict[str, Any]:
         "mib": (peak() - before) / 1024,
         "late": late,
     }
-    if callable(more):
-        then = timed(more)
+    for call in more if isinstance(more, tuple) else ():
+        then = timed(call)
         found = {"end": then["end"]} | {key: max(found[key], then[key]) for key in ("seconds", "wall", "mib", "late")}
+        if then["end"] != "result":
+            break
     return found
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -139,7 +142,7 @@ def test_quantize_takes_no_sizes_that_cannot_be(key: str, tmp_path: Path) -> Non
 
 def test_quantize_takes_no_divisor_of_zero(tmp_path: Path) -> None:
     overrides = {"qwen35.full_attention_interval": 0}
-    with pytest.raises(LoadFailed, match="full_attention_interval is 0"):
+    with pytest.raises(LoadFailed, match=r"llama\.cpp divides by it"):
         ll.quantize(tiny("qwen35"), tmp_path / "q.gguf", "q8_0", kv_overrides=overrides, n_threads=1)
 
 
@@ -200,3 +203,46 @@ def test_repacked_weights_are_not_saved(tmp_path: Path) -> None:
     else:
         assert "cannot be read back" in refused
         assert not saved.exists()
+
+
+def test_the_name_of_an_embedded_model_is_explained() -> None:
+    with pytest.raises(LoadFailed, match=r"lloyal\.models\.path\('nano'\)"):
+        lloyal.Model("nano")
+
+
+def outcome(code: str, *arguments: object) -> str:
+    """What a process says that may die of it."""
+    command = [sys.executable, "-P", "-c", f"import sys, lloyal, lloyal.errors\n{code}", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1, done.stderr
+    return done.stderr.strip().splitlines()[-1]
+
+
+def test_a_count_that_llama_cpp_divides_by_is_refused_at_zero() -> None:
+    code = "lloyal.Model(sys.argv[1], kv_overrides={'qwen35.full_attention_interval': 0})"
+    assert outcome(code, tiny("qwen35")).startswith("lloyal.errors.LoadFailed")
+
+
+def test_a_tensor_that_only_the_graph_misses_is_refused(tmp_path: Path) -> None:
+    file = parse(tiny("falcon-h1").read_bytes())
+    file.tensors = [tensor for tensor in file.tensors if not tensor.name.endswith(b"ssm_conv1d.bias")]
+    said = outcome("lloyal.Context(lloyal.Model(sys.argv[1]), n_ctx=256)", write(file, tmp_path / "m.gguf"))
+    assert said.startswith("lloyal.errors.LoadFailed")
+    assert "missing" in said
+
+
+def test_signals_are_handled_as_before_after_a_load() -> None:
+    code = (
+        "import signal, os\n"
+        "lloyal.Model(sys.argv[1]).close()\n"
+        "print(signal.getsignal(signal.SIGSEGV))\n"
+        "os.kill(os.getpid(), signal.SIGFPE)"
+    )
+    command = [sys.executable, "-P", "-c", f"import sys, lloyal\n{code}", str(tiny("llama"))]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == -signal.SIGFPE
+
+
+def test_a_batch_is_not_made_of_tokens() -> None:
+    for arguments in (([1, 2, 3],), (512,)):
+        with pytest.raises(TypeError, match=r"batch\.extend\(tokens"):
+            lloyal.Batch(*arguments)

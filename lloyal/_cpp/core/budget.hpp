@@ -44,7 +44,7 @@ template <typename F> Status budgeted(const TextBudget & limits, Code code, F &&
     budget.nanoseconds = int64_t(limits.seconds() * 1e9);
     Status status;
     const auto run = [&] {
-        const AssertFence fence;
+        const Fence fence(Input::text);
         const lloyal_budget_scope scope(budget);
         try {
             status = body();

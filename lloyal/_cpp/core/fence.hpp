@@ -1,16 +1,23 @@
-// A failed assertion of llama.cpp ends the process. Where none of its threads wait for each other it need not: inside a
-// fence it becomes an exception on the thread that asserted, which llama.cpp itself or `guarded` turns into an error.
+// A failed assertion of llama.cpp ends the process, and so do a division by zero and a tensor that is not there. Where none
+// of its threads wait for each other they need not: inside a fence they become an exception on the thread that made them,
+// which llama.cpp itself or `guarded` turns into an error.
 #pragma once
 
 #include "core/status.hpp"
 
 namespace lloyal {
 
-class AssertFence {
+// What nobody has checked: a file can also make llama.cpp divide by zero or follow a null pointer.
+enum class Input { text, file };
+
+class Fence {
   public:
-    AssertFence() noexcept;
-    ~AssertFence();
-    AssertFence(const AssertFence &) = delete;
+    explicit Fence(Input input) noexcept;
+    ~Fence();
+    Fence(const Fence &) = delete;
+
+  private:
+    const Input input_;
 };
 
 // Route ggml's failed assertions here. Idempotent.
@@ -18,8 +25,8 @@ void fence_install();
 
 // `guarded` for calls that read input nobody has checked (model files, text) and run no graph: a graph's threads would
 // wait for the one that has left.
-template <typename F> Status fenced(Code on_error, F && body) noexcept {
-    const AssertFence fence;
+template <typename F> Status fenced(Input input, Code on_error, F && body) noexcept {
+    const Fence fence(input);
     return guarded(on_error, std::forward<F>(body));
 }
 

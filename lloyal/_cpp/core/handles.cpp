@@ -172,7 +172,7 @@ Status fit_sizes(const llama_model & model, llama_context_params & params) {
 
 Status context_create(ModelHandle model, llama_context_params params, ContextHandle parent, PollFn poll,
                       ContextHandle & out) noexcept {
-    return fenced(Code::load_failed, [&]() -> Status {
+    return fenced(Input::file, Code::load_failed, [&]() -> Status {
         log_mark();
         if (Status bad = fit_sizes(*model->ptr, params); !bad.ok()) {
             return bad;

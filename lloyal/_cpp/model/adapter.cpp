@@ -104,7 +104,7 @@ AdapterBox::~AdapterBox() {
 }
 
 Status adapter_load(ModelHandle model, const std::string & path, AdapterHandle & out) noexcept {
-    return fenced(Code::load_failed, [&]() -> Status {
+    return fenced(Input::file, Code::load_failed, [&]() -> Status {
         log_mark();
         if (Status status = check_metadata(path); !status.ok()) {
             return status;
@@ -128,7 +128,7 @@ Status adapter_load(ModelHandle model, const std::string & path, AdapterHandle &
 
 Status adapters_set(ContextBox & box, const std::vector<AdapterHandle> & adapters,
                     const std::vector<float> & scales) noexcept {
-    return fenced(Code::out_of_device_memory, [&]() -> Status {
+    return fenced(Input::file, Code::out_of_device_memory, [&]() -> Status {
         AdapterList kept;
         for (size_t i = 0; i < adapters.size(); ++i) {
             if (adapters[i]->model != box.model) {

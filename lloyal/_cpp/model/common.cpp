@@ -67,16 +67,16 @@ const std::string & checked_schema(const std::string & json) {
 
 // A template is parsed, run and dropped by recursion.
 constexpr size_t MAX_TEMPLATE = 128 * 1024;
-constexpr size_t STACK = 16 * 1024 * 1024; // an exception takes a second to leave ten times this
+constexpr size_t STACK = 4 * 1024 * 1024; // an exception takes a quarter of a second to leave it
 
 // Honest ones go over the chat again for every message.
 TextBudget apply_budget(size_t size) {
-    return {"the template", size, STACK, true, 0.45, 5e-5};
+    return {"the template", size, STACK, true, 0.3, 5e-5};
 }
 
-// It is parsed and tried out.
+// It is parsed and tried out. Both, and what it takes to leave either, are a second at most.
 TextBudget load_budget(size_t size) {
-    return {"the template", size, STACK, true, 0.5, 0.0};
+    return {"the template", size, STACK, true, 0.35, 0.0};
 }
 
 common_chat_tool_choice tool_choice(const std::string & name) {

@@ -21,7 +21,6 @@
 #include <fstream>
 #include <map>
 #include <optional>
-#include <string_view>
 
 namespace lloyal {
 namespace {
@@ -96,31 +95,16 @@ Status check_places(const llama_model & model, const std::vector<std::string> & 
     return {};
 }
 
-// A value whose key ends like this, if there is one, is not 0.
-Status check_divisor(const gguf_context & file, std::string_view end, const llama_model_kv_override * overrides) {
-    const auto zero = [](const std::string & key) {
-        return Status(Code::load_failed, key + " is 0: it must be at least 1");
-    };
-    for (; overrides && overrides->key[0]; ++overrides) {
-        if (std::string_view(overrides->key).ends_with(end)) {
-            const bool bad = overrides->tag == LLAMA_KV_OVERRIDE_TYPE_INT && uint32_t(overrides->val_i64) == 0;
-            return bad ? zero(overrides->key) : Status();
-        }
-    }
-    for (int64_t i = 0; i < gguf_get_n_kv(&file); ++i) {
-        const std::string key = gguf_get_key(&file, i);
-        if (key.ends_with(end) && gguf_get_kv_type(&file, i) == GGUF_TYPE_UINT32 && gguf_get_val_u32(&file, i) == 0) {
-            return zero(key);
-        }
-    }
-    return {};
-}
-
 // Tensors that llama.cpp calls optional and computes with all the same.
 Status check_present(const llama_model & model) {
     const bool decodes = model.arch == LLM_ARCH_T5;
     if ((!decodes && model.arch != LLM_ARCH_T5ENCODER) || model.layers.empty()) {
         return {};
+    }
+    // With fewer or more buckets llama.cpp's formula for the bucket of a distance divides by zero, or takes log(1) for one.
+    if (model.hparams.n_rel_attn_bkts < 4 || model.hparams.n_rel_attn_bkts > 255) {
+        return Status(Code::load_failed, text("the metadata's attention.relative_buckets_count is ",
+                                              model.hparams.n_rel_attn_bkts, ": it must be from 4 to 255"));
     }
     // Layers without a bias of positions use that of the first one.
     const llama_layer & first = model.layers[0];
@@ -208,13 +192,8 @@ class Sample {
 
 } // namespace
 
-Status check_file(const GgufFile & file, const llama_model_kv_override * overrides) {
+Status check_file(const GgufFile & file) {
     const gguf_context * meta = file.meta.get();
-    for (const char * end : {".full_attention_interval"}) {
-        if (Status bad = check_divisor(*meta, end, overrides); !bad.ok()) {
-            return bad;
-        }
-    }
     const int64_t tokens = gguf_find_key(meta, "tokenizer.ggml.tokens");
     if (tokens >= 0 && (gguf_get_kv_type(meta, tokens) != GGUF_TYPE_ARRAY || gguf_get_arr_n(meta, tokens) == 0)) {
         return Status(Code::load_failed, "the metadata's tokenizer.ggml.tokens holds no tokens");
@@ -232,7 +211,7 @@ Status model_load(const std::vector<std::string> & paths, llama_model_params par
                   const std::vector<ggml_backend_dev_t> & devices, const std::vector<float> & tensor_split,
                   const std::vector<std::string> & patterns, const std::vector<ggml_backend_dev_t> & places,
                   ModelHandle & out) noexcept {
-    return fenced(Code::load_failed, [&]() -> Status {
+    return fenced(Input::file, Code::load_failed, [&]() -> Status {
         log_mark();
         std::vector<ggml_backend_dev_t> owned_devices = devices;
         std::vector<float> owned_split = tensor_split;
@@ -263,7 +242,7 @@ Status model_load(const std::vector<std::string> & paths, llama_model_params par
             if (!file.meta) {
                 return Status(Code::load_failed, path + " cannot be read as GGUF");
             }
-            if (Status bad = check_file(file, params.kv_overrides); !bad.ok()) {
+            if (Status bad = check_file(file); !bad.ok()) {
                 return bad;
             }
             if (!params.vocab_only) {
@@ -318,7 +297,7 @@ Status model_load(const std::vector<std::string> & paths, llama_model_params par
 }
 
 Status model_save(ModelBox & model, const std::string & path) noexcept {
-    return fenced(Code::decode_failed, [&]() -> Status {
+    return fenced(Input::file, Code::decode_failed, [&]() -> Status {
         for (const auto & [name, tensor] : model.ptr->tensors_by_name) {
             if (tensor->buffer && !tensor->buffer->iface.get_tensor) {
                 return Status(Code::unsupported,

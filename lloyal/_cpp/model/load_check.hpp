@@ -9,6 +9,6 @@
 namespace lloyal {
 
 // What llama.cpp divides by, or takes for granted, while it reads a file: of the metadata, or of what replaces it.
-Status check_file(const GgufFile & file, const llama_model_kv_override * overrides);
+Status check_file(const GgufFile & file);
 
 } // namespace lloyal

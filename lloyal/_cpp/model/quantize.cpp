@@ -58,7 +58,7 @@ Status check_sources(const std::vector<std::string> & files, const llama_model_q
         if (!file.meta) {
             return unreadable(files[i]);
         }
-        if (Status status = check_file(file, params.kv_overrides); !status.ok()) {
+        if (Status status = check_file(file); !status.ok()) {
             return status;
         }
         if (gguf_get_alignment(file.meta.get()) != GGUF_DEFAULT_ALIGNMENT) {
@@ -86,7 +86,7 @@ Status check_sources(const std::vector<std::string> & files, const llama_model_q
 } // namespace
 
 Status split_files(const std::string & path, std::vector<std::string> & out) noexcept {
-    return fenced(Code::load_failed, [&]() -> Status {
+    return fenced(Input::file, Code::load_failed, [&]() -> Status {
         const GgufFile file(path);
         if (!file.meta) {
             return unreadable(path);
@@ -117,7 +117,7 @@ Status split_files(const std::string & path, std::vector<std::string> & out) noe
 
 Status quantize(const std::string & source, const std::string & target, llama_model_quantize_params params,
                 const QuantizeInputs & inputs) noexcept {
-    return fenced(Code::load_failed, [&]() -> Status {
+    return fenced(Input::file, Code::load_failed, [&]() -> Status {
         std::vector<std::string> files;
         if (Status status = split_files(source, files); !status.ok()) {
             return status;

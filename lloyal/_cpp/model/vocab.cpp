@@ -46,7 +46,7 @@ Status check_vocab(const llama_vocab * vocab) {
 
 Status tokenize(const llama_vocab * vocab, const char * data, size_t size, bool add_special, bool parse_special,
                 std::vector<llama_token> & out) noexcept {
-    return fenced(Code::invalid_argument, [&]() -> Status {
+    return fenced(Input::text, Code::invalid_argument, [&]() -> Status {
         if (Status bad = check_vocab(vocab); !bad.ok()) {
             return bad;
         }
@@ -72,7 +72,7 @@ Status tokenize(const llama_vocab * vocab, const char * data, size_t size, bool 
 
 Status detokenize(const llama_vocab * vocab, const std::vector<llama_token> & tokens, bool remove_special,
                   bool unparse_special, std::string & out) noexcept {
-    return fenced(Code::invalid_argument, [&]() -> Status {
+    return fenced(Input::text, Code::invalid_argument, [&]() -> Status {
         if (Status bad = check_vocab(vocab); !bad.ok()) {
             return bad;
         }
@@ -86,7 +86,7 @@ Status detokenize(const llama_vocab * vocab, const std::vector<llama_token> & to
 }
 
 Status token_to_piece(const llama_vocab * vocab, llama_token token, bool special, std::string & out) noexcept {
-    return fenced(Code::invalid_argument, [&]() -> Status {
+    return fenced(Input::text, Code::invalid_argument, [&]() -> Status {
         if (Status bad = check_vocab(vocab); !bad.ok()) {
             return bad;
         }

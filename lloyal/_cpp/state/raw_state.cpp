@@ -220,7 +220,7 @@ void read_header(const ContextBox & box, HostReader & reader, Header header) {
 // Read a host state of one sequence, or of all with -1; with `exact` nothing may follow it. Says why not, with nothing of
 // it left in the memory.
 Status read_host(ContextBox & box, HostReader & reader, Header header, SeqId dest, uint32_t flags, bool exact) {
-    Status status = fenced(Code::state_mismatch, [&]() -> Status {
+    Status status = fenced(Input::text, Code::state_mismatch, [&]() -> Status {
         read_header(box, reader, header);
         box.memory->state_read(reader, dest, flags);
         if (exact && reader.n_left() != 0) {
