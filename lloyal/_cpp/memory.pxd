@@ -1,6 +1,6 @@
 # Declarations of memory: operations on sequences. What it is made of is part of a context, see core.pxd.
 
-from libc.stdint cimport int32_t
+from libc.stdint cimport int32_t, uint64_t
 from libcpp cimport bool
 from libcpp.vector cimport vector
 
@@ -23,3 +23,4 @@ cdef extern from "memory/memory.hpp" namespace "lloyal" nogil:
     Status rollback_kind "lloyal::inside<lloyal::rollback_kind>"(
         const ContextHandle& ctx, int32_t seq, int32_t n_tokens, int& kind)
     Status known_rows "lloyal::inside<lloyal::known_rows>"(const ContextHandle& ctx, int32_t seq, vector[Run]& out)
+    Status known_version "lloyal::inside<lloyal::known_version>"(const ContextHandle& ctx, int32_t seq, uint64_t& out)

@@ -93,4 +93,6 @@ class Memory:
         Row ``p`` of a run has the id ``(epoch, first_id + p - begin)``. Equal ids mean equal content, also across
         sequences and checkpoints.
         """
+    def version(self, seq_id: int) -> int:
+        """A number that changes whenever the sequence does; a copy of all of one has the version of its source."""
     def __repr__(self) -> str: ...

@@ -6,7 +6,7 @@ before llama.cpp, which aborts on most mistakes, sees it.
 """
 
 cimport cython
-from libc.stdint cimport int32_t
+from libc.stdint cimport int32_t, uint64_t
 from libcpp.vector cimport vector
 
 cimport lloyal._cpp.core as core
@@ -223,6 +223,18 @@ cdef class Memory:
             status = cmemory.known_rows(handle, seq, runs)
         check(status)
         return [(run.begin, run.end, run.epoch, run.first) for run in runs]
+
+    def version(self, seq_id: int) -> int:
+        """A number that changes whenever the sequence does; a copy of all of one has the version of its source."""
+        cdef core.ContextHandle handle
+        cdef core.Status status
+        cdef int32_t seq = as_int32(seq_id, "seq_id")
+        cdef uint64_t version = 0
+        handle = self.ctx.pin()
+        with nogil:
+            status = cmemory.known_version(handle, seq, version)
+        check(status)
+        return version
 
     def __repr__(self):
         return "<Memory, closed>" if self.ctx.closed else f"<Memory {self.kind}>"

@@ -135,7 +135,8 @@ class Set(Op):
             s.ctx.memory.seq_rm(dest)
             s.seqs[dest] = EMPTY
             return
-        s.seqs[dest] = read_back(w, raw.content)
+        # What lies on the device is known for what it was.
+        s.seqs[dest] = raw.content if raw.flags & DEVICE else read_back(w, raw.content)
 
 
 def read_back(w: World, content: Content) -> Content:

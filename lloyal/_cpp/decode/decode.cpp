@@ -160,7 +160,7 @@ void take_back(ContextBox & box, const Batch & batch, const std::vector<StateCel
     const auto empty = [&box](SeqId seq) {
         if (box.memory->seq_pos_max(seq) >= 0 || !box.provenance.of(seq).empty()) {
             box.memory->seq_rm(seq, -1, -1);
-            box.provenance.of(seq).clear();
+            box.provenance.edit(seq).clear();
             box.map.reset_ring(seq);
         }
     };
@@ -196,11 +196,13 @@ void record(ContextBox & box, const Batch & batch, bool complete, const std::vec
     if (!complete) {
         for (SeqId seq = 0; seq < n_seq_max; ++seq) {
             held[seq] = box.memory->seq_pos_max(seq);
-            Runs & rows = box.provenance.of(seq);
-            rows.erase(held[seq] + 1, POS_END);
-            if (!box.map.window_complete(rows, seq)) { // parts that were finished have taken cells before they went
+            if (box.provenance.of(seq).end() > held[seq] + 1) {
+                box.provenance.edit(seq).erase(held[seq] + 1, POS_END);
+            }
+            if (!box.map.window_complete(box.provenance.of(seq),
+                                         seq)) { // finished parts have taken cells before they went
                 box.memory->seq_rm(seq, -1, -1);
-                rows.clear();
+                box.provenance.edit(seq).clear();
                 held[seq] = -1;
             }
         }
@@ -215,7 +217,7 @@ void record(ContextBox & box, const Batch & batch, bool complete, const std::vec
         const Run run = box.provenance.write(first, pos);
         for (int32_t k = 0; k < batch.n_seq(i); ++k) {
             const SeqId seq = batch.seq(i, k);
-            Runs & rows = box.provenance.of(seq);
+            Runs & rows = box.provenance.edit(seq);
             if (pos < rows.end() && rows.overlaps(pos, pos + 1)) {
                 repeated.emplace_back(seq, pos);
             } else {
@@ -231,7 +233,7 @@ void record(ContextBox & box, const Batch & batch, bool complete, const std::vec
     repeated.erase(std::unique(repeated.begin(), repeated.end()), repeated.end());
     for (const auto & [seq, pos] : repeated) {
         const int64_t n = box.map.rows ? MemoryMap::n_rows(*box.map.rows, seq, pos, pos + 1) : 1;
-        Runs & rows = box.provenance.of(seq);
+        Runs & rows = box.provenance.edit(seq);
         rows.erase(pos, pos + 1);
         rows.merge(box.provenance.fresh_at(std::vector<Pos>(size_t(n), pos)));
     }

@@ -269,7 +269,7 @@ Status copy_whole(ContextBox & box, SeqId src, SeqId dst) {
         // Without this the copy waits for the next decode, and a save before it stores garbage.
         box.ptr->memory_update(false);
     }
-    box.provenance.assign(dst, rows);
+    box.provenance.assign_copy(dst, src);
     map.reset_ring(src);
     map.reset_ring(dst);
     return {};
@@ -308,7 +308,11 @@ Status copy_rows(ContextBox & box, SeqId src, SeqId dst, Pos begin, Pos end) {
             map.caches[i]->seq_cp(src, dst, span.begin, span.end);
         }
     }
-    box.provenance.assign(dst, std::move(now));
+    if (now == box.provenance.of(src)) {
+        box.provenance.assign_copy(dst, src);
+    } else {
+        box.provenance.assign(dst, std::move(now));
+    }
     return {};
 }
 
@@ -486,6 +490,16 @@ Status known_rows(ContextBox & box, SeqId seq, std::vector<Run> & out) noexcept 
         if (valid_seq(box, seq, "seq_id", status)) {
             const auto & runs = box.provenance.of(seq).list();
             out.assign(runs.begin(), runs.end());
+        }
+        return status;
+    });
+}
+
+Status known_version(ContextBox & box, SeqId seq, uint64_t & out) noexcept {
+    return guarded(Code::invalid_argument, [&]() -> Status {
+        Status status;
+        if (valid_seq(box, seq, "seq_id", status)) {
+            out = box.provenance.version(seq);
         }
         return status;
     });

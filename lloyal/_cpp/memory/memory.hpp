@@ -110,6 +110,7 @@ Status memory_seq_div(ContextBox & box, SeqId seq, Pos p0, Pos p1, int d) noexce
 Status memory_seq_pos(ContextBox & box, SeqId seq, Pos & pos_min, Pos & pos_max) noexcept;
 Status rollback_kind(ContextBox & box, SeqId seq, int32_t n_tokens, int & kind) noexcept;
 Status known_rows(ContextBox & box, SeqId seq, std::vector<Run> & out) noexcept;
+Status known_version(ContextBox & box, SeqId seq, uint64_t & out) noexcept;
 
 // True if `seq` names a sequence of this context; otherwise fills `status`.
 bool valid_seq(const ContextBox & box, SeqId seq, const char * name, Status & status);

@@ -210,8 +210,8 @@ Runs Provenance::renamed(const Runs & rows) {
 }
 
 void Provenance::clear() {
-    for (Runs & runs : seqs_) {
-        runs.clear();
+    for (SeqId seq = 0; seq < n_seq_max(); ++seq) {
+        edit(seq).clear();
     }
 }
 

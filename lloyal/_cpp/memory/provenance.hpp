@@ -68,10 +68,17 @@ class Runs {
 
 class Provenance {
   public:
-    Provenance(uint64_t epoch, int32_t n_seq_max) : epoch_(epoch), seqs_(n_seq_max), writers_(n_seq_max) {}
+    Provenance(uint64_t epoch, int32_t n_seq_max)
+        : epoch_(epoch), seqs_(n_seq_max), versions_(n_seq_max), writers_(n_seq_max) {}
 
     const Runs & of(SeqId seq) const { return seqs_[seq]; }
-    Runs & of(SeqId seq) { return seqs_[seq]; }
+    // Changes with every change of the sequence; a copy of all of it has its version.
+    uint64_t version(SeqId seq) const { return versions_[seq]; }
+    // To change them.
+    Runs & edit(SeqId seq) {
+        versions_[seq] = ++n_versions_;
+        return seqs_[seq];
+    }
     uint64_t epoch() const { return epoch_; }
     int32_t n_seq_max() const { return int32_t(seqs_.size()); }
 
@@ -83,7 +90,12 @@ class Provenance {
     Runs fresh_at(const std::vector<Pos> & positions);
     // Fresh ids for the same rows: they are other content now, or were not written by us.
     Runs renamed(const Runs & rows);
-    void assign(SeqId seq, Runs rows) { seqs_[seq] = std::move(rows); }
+    void assign(SeqId seq, Runs rows) { edit(seq) = std::move(rows); }
+    // `dst` holds what `src` holds, and nothing else.
+    void assign_copy(SeqId dst, SeqId src) {
+        seqs_[dst] = seqs_[src];
+        versions_[dst] = versions_[src];
+    }
     void clear();
 
   private:
@@ -95,6 +107,8 @@ class Provenance {
 
     uint64_t epoch_;
     std::vector<Runs> seqs_;
+    std::vector<uint64_t> versions_;
+    uint64_t n_versions_ = 0;
     std::vector<Writer> writers_;
     uint64_t n_blocks_ = 0;
 };

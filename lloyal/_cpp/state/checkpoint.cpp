@@ -228,8 +228,8 @@ void plan_from(ContextBox & box, const CheckpointBox & from, CheckpointBox & ck,
         Located missing;
         box.store->chunks(part.cache, ck.where == Where::host).find(part.rows, held, missing.rows);
         const std::vector<Segment> segments = part.segments();
-        for (const Run & run : missing.rows.list()) {
-            for (Segment & piece : slice(segments, run.begin, run.end)) {
+        for (const Span & span : missing.rows.spans()) { // runs may share a position, and each would bring all of it
+            for (Segment & piece : slice(segments, span.begin, span.end)) {
                 append(missing.from, std::move(piece));
             }
         }

@@ -1,5 +1,7 @@
 #include "state/chunks.hpp"
 
+#include "core/status.hpp"
+
 #include "llama-kv-cache.h"
 
 #include <algorithm>
@@ -230,6 +232,9 @@ std::unique_ptr<Chunk> take_chunk(const KvLayout & layout, SeqId seq, const Loca
         }
         sources.back().rows->add(from.row, from.n);
         row += from.n;
+    }
+    if (row != chunk->n_rows) { // the copies would write over what is not the chunk's
+        throw std::logic_error(text("a checkpoint of ", chunk->n_rows, " rows was to be copied from ", row));
     }
     for (size_t t = 0; t < tensors.size(); ++t) {
         const RowTensor & tensor = tensors[t];
