@@ -5,8 +5,8 @@ What llama.h has is in `lloyal.llama` under llama's names; what this package add
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import Any
+from importlib import import_module, metadata
+from typing import TYPE_CHECKING, Any
 
 try:
     from lloyal.llama import (
@@ -36,15 +36,24 @@ except ModuleNotFoundError as error:
 from lloyal import errors, kv, llama, models
 from lloyal.checkpoint import Checkpoint, Checkpoints
 from lloyal.context import Context
-from lloyal.decoding import Generation, generate, prefill
+from lloyal.decoding import prefill
+from lloyal.generation import Generation, generate
 from lloyal.model import Model
 from lloyal.sampling import Sampling
+
+if TYPE_CHECKING:
+    from lloyal import chat, grammar
+    from lloyal.conversation import Conversation
 
 
 def __getattr__(name: str) -> Any:
     # Text and grammars need llama-common, which not every program does: loaded when first named.
     if name in ("chat", "grammar"):
         return import_module(f"lloyal.{name}")
+    if name == "Conversation":
+        return import_module("lloyal.conversation").Conversation
+    if name == "__version__":
+        return metadata.version("lloyal")
     raise AttributeError(f"module 'lloyal' has no attribute {name!r}")
 
 
@@ -54,6 +63,7 @@ __all__ = [
     "Checkpoints",
     "Context",
     "ContextParams",
+    "Conversation",
     "Device",
     "Generation",
     "Logits",
@@ -65,9 +75,11 @@ __all__ = [
     "StateSeqFlags",
     "Vocab",
     "build_info",
+    "chat",
     "devices",
     "errors",
     "generate",
+    "grammar",
     "kv",
     "live_handles",
     "llama",

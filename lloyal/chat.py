@@ -1,18 +1,38 @@
 """Chats as text: a model's own chat template, or one of llama.cpp's built-in formats.
 
-This module knows nothing about tokens or sampling: text goes in, text comes out.
+`lloyal.Conversation` and `stream` answer chats; the rest of this module makes text of messages and generates nothing.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from lloyal.errors import InvalidArgument
-from lloyal.llama import Model
+from lloyal.errors import InvalidArgument, InvalidGrammar
+from lloyal.llama import Model, Sampler, Vocab
 from lloyal.llama.common import ChatPrompt, ChatTemplates, chat_apply_template, chat_builtin_templates
 
-__all__ = ["ChatPrompt", "ChatTemplates", "apply_template", "builtin_templates", "format_builtin"]
+if TYPE_CHECKING:
+    from lloyal.conversation import Reply, stream
+
+__all__ = [
+    "ChatPrompt",
+    "ChatTemplates",
+    "Reply",
+    "apply_template",
+    "builtin_templates",
+    "format_builtin",
+    "grammar_sampler",
+    "stream",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("Reply", "stream"):  # they generate, and stand above this module
+        return getattr(import_module("lloyal.conversation"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def apply_template(
@@ -81,3 +101,55 @@ def format_builtin(name: str, messages: Sequence[Mapping[str, str]], add_generat
             raise InvalidArgument(f"messages[{i}]={dict(message)!r} must have a role and a content, both text")
         chat.append((role, content))
     return chat_apply_template(name, chat, add_generation_prompt)
+
+
+def grammar_sampler(vocab: Vocab, prompt: ChatPrompt) -> Sampler | None:
+    """The sampler that holds an answer to what a prompt asks for: a JSON schema, tools, a grammar.
+
+    Put it before the others of a chain. `lloyal.generate` does so when it is given the `ChatPrompt` itself.
+
+    Parameters
+    ----------
+    vocab : Vocab
+    prompt : ChatPrompt
+
+    Returns
+    -------
+    Sampler or None
+        It stands behind `ChatPrompt.grammar_prefix`, where the answer begins. None if any answer will do.
+
+    Raises
+    ------
+    InvalidGrammar
+        llama-common wrote a grammar that does not begin as the prompt ends.
+    """
+    if not prompt.grammar:
+        return None
+    if prompt.grammar_lazy:
+        return _lazy_grammar(vocab, prompt)
+    sampler = Sampler.grammar(vocab, prompt.grammar)
+    prefix = prompt.grammar_prefix
+    for i, token in enumerate(vocab.tokenize(prefix, add_special=False, parse_special=True) if prefix else ()):
+        if i == 0 and vocab.token_to_piece(token, True)[:1].isspace() and not prefix[0].isspace():
+            continue  # some tokenizers put a space before the first token
+        try:
+            sampler.accept(token)
+        except InvalidArgument as error:
+            raise InvalidGrammar(f"the grammar does not begin with {prefix!r}, which the prompt ends with") from error
+    return sampler
+
+
+def _lazy_grammar(vocab: Vocab, prompt: ChatPrompt) -> Sampler:
+    patterns, tokens = [], []
+    for kind, text in prompt.grammar_triggers:
+        if kind in ("token", "word"):
+            ids = vocab.tokenize(text, add_special=False, parse_special=True)
+            if len(ids) == 1 and (kind == "token" or text in prompt.preserved_tokens):
+                tokens.append(ids[0])  # its text is never seen by a pattern
+            else:
+                patterns.append(re.sub(r"([.^$|()*+?\[\]{}\\])", r"\\\1", text))
+        elif kind == "pattern":
+            patterns.append(text)
+        else:
+            patterns.append("^" + text.removeprefix("^").removesuffix("$") + "$")
+    return Sampler.grammar_lazy_patterns(vocab, prompt.grammar, trigger_patterns=patterns, trigger_tokens=tokens)

@@ -19,7 +19,8 @@ from rich.table import Table
 from rich.text import Text
 
 from lloyal import Checkpoint, Context, Model, StateSeqFlags, Vocab, models
-from lloyal.decoding import generate, prefill
+from lloyal.decoding import prefill
+from lloyal.generation import generate
 from lloyal.sampling import Sampling
 from lloyal.terminal import human_bytes, human_seconds, printable
 

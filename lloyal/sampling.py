@@ -5,17 +5,37 @@ from __future__ import annotations
 import dataclasses
 import numbers
 import secrets
-from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from lloyal.errors import InvalidArgument
-from lloyal.llama import LLAMA_DEFAULT_SEED, Sampler, Vocab
-from lloyal.llama.params import check_names
+from lloyal.llama import LLAMA_DEFAULT_SEED, Context, Sampler, Vocab
+from lloyal.llama.params import TAKEN_BY, check_names
 
-__all__ = ["Sampling"]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["LogitsProcessor", "ProcessedSampler", "Sampling", "SupportsSample"]
+
+#: ``processor(tokens, logits)`` before a token is picked: the tokens so far with the prompt, and float32 logits of
+#: shape ``(n_vocab,)``, a copy to change in place; or it returns others of that shape.
+LogitsProcessor = Callable[[Sequence[int], "NDArray[np.float32]"], "NDArray[np.float32] | None"]
 
 # The largest number of 32 bits, in which llama.cpp computes.
 FLOAT_MAX = 3.4028234e38
+
+
+class SupportsSample(Protocol):
+    """What `lloyal.generate` needs of whatever picks its tokens; a `Sampler` has it, and so may a class of yours."""
+
+    def sample(self, ctx: Context, index: int = -1, /) -> int:
+        """The token that comes next.
+
+        Called once for every token, after its logits were computed: ``ctx.logits(index)`` has them. What it returns is
+        decoded next, or ends the text if it is an end-of-generation token. What it raises comes out of the generation.
+        """
+        ...
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +72,10 @@ class Sampling:
         ``dry_multiplier * dry_base ** (length - dry_allowed_length)``; a multiplier of 0 is off.
     logit_bias : mapping of int to float
         Added to the logits of single tokens; ``-inf`` forbids one.
+    logits_processors : sequence of callable
+        Called before each token, in turn, as ``processor(tokens, logits)``: the tokens so far with the prompt, and a
+        float32 array of shape ``(n_vocab,)`` to change in place, or to return another for. Slow beside the rest: every
+        row of logits goes through Python.
     seed : int, optional
         Start of the random generator, from 0 to 2**32 - 2; None draws one at every `build`.
 
@@ -79,6 +103,7 @@ class Sampling:
     dry_base: float = 1.75
     dry_allowed_length: int = 2
     logit_bias: Mapping[int, float] = dataclasses.field(default_factory=dict, hash=False)
+    logits_processors: Sequence[LogitsProcessor] = ()
     seed: int | None = None
 
     def __new__(cls, **keywords: Any) -> Self:
@@ -102,16 +127,21 @@ class Sampling:
             raise InvalidArgument(f"repeat_penalty={self.repeat_penalty!r} must be above 0; 1 is off")
         _check_number("dry_base", self.dry_base, 1.0)
         object.__setattr__(self, "logit_bias", dict(self.logit_bias))
+        if callable(self.logits_processors) or not all(map(callable, self.logits_processors)):
+            raise InvalidArgument(
+                f"logits_processors={self.logits_processors!r} must be a list of functions of (tokens, logits)"
+            )
+        object.__setattr__(self, "logits_processors", tuple(self.logits_processors))
 
-    def build(self, vocab: Vocab, *, grammar: str | None = None, history: Sequence[int] = ()) -> Sampler:
-        """Make the chain of samplers, in llama.cpp's usual order.
+    def build(self, vocab: Vocab, *, grammar: str | Sampler | None = None, history: Sequence[int] = ()) -> Sampler:
+        """Make the chain of samplers, in llama.cpp's usual order. `logits_processors` are no part of it.
 
         Parameters
         ----------
         vocab : Vocab
             The vocabulary of the model that is sampled from.
-        grammar : str, optional
-            Rules in GBNF that the text must follow.
+        grammar : str or Sampler, optional
+            Rules in GBNF that the text must follow, or the sampler that knows them.
         history : sequence of int
             Tokens that came before, for the penalties: the prompt.
 
@@ -133,12 +163,19 @@ class Sampling:
         seed = secrets.randbelow(LLAMA_DEFAULT_SEED) if self.seed is None else self.seed
         return Sampler.chain(*stages, *self._filters(seed), Sampler.temp(self.temperature), Sampler.dist(seed))
 
-    def _constraints(self, vocab: Vocab, grammar: str | None) -> list[Sampler]:
+    def picker(
+        self, vocab: Vocab, *, grammar: str | Sampler | None = None, history: Sequence[int] = ()
+    ) -> Sampler | ProcessedSampler:
+        """What `build` makes, behind the `logits_processors` if there are any. Arguments and errors are its."""
+        chain = self.build(vocab, grammar=grammar, history=history)
+        return ProcessedSampler(chain, self.logits_processors, history) if self.logits_processors else chain
+
+    def _constraints(self, vocab: Vocab, grammar: str | Sampler | None) -> list[Sampler]:
         stages = []
         if self.logit_bias:
             stages.append(Sampler.logit_bias(len(vocab), self.logit_bias))
         if grammar is not None:
-            stages.append(Sampler.grammar(vocab, grammar))
+            stages.append(Sampler.grammar(vocab, grammar) if isinstance(grammar, str) else grammar)
         return stages
 
     def _penalties(self, vocab: Vocab, history: Sequence[int]) -> list[Sampler]:
@@ -173,6 +210,53 @@ class Sampling:
         return stages
 
 
+class ProcessedSampler:
+    """A chain of samplers that sees logits only after some functions have changed them.
+
+    Parameters
+    ----------
+    sampler : Sampler
+        It has to pick; it stays yours, and goes on where it stands.
+    processors : sequence of callable
+    history : sequence of int
+        The tokens so far, which the functions are told.
+    """
+
+    def __init__(self, sampler: Sampler, processors: Sequence[LogitsProcessor], history: Sequence[int] = ()) -> None:
+        self.sampler = sampler
+        self.processors = tuple(processors)
+        self.tokens = list(history)
+
+    @property
+    def seed(self) -> int | None:
+        """The seed in use; see `Sampler.seed`."""
+        return self.sampler.seed
+
+    def sample(self, ctx: Context, index: int = -1) -> int:
+        """Pick a token from an output of the last decode and accept it.
+
+        Raises
+        ------
+        InvalidArgument
+            A processor returned something of another shape, or everything was ruled out.
+        NoLogits
+            As `Sampler.sample`.
+        """
+        logits = ctx.logits(index, copy=True)
+        shape = logits.shape
+        for processor in self.processors:
+            changed = processor(self.tokens, logits)
+            logits = logits if changed is None else changed
+            if getattr(logits, "shape", None) != shape:
+                raise InvalidArgument(f"{processor!r} must return logits of shape {shape}, or None")
+        token = self.sampler.apply(logits).token
+        if token is None:
+            raise InvalidArgument("the chain picks no token: end it with one that does, such as Sampler.greedy()")
+        self.sampler.accept(token)
+        self.tokens.append(token)
+        return token
+
+
 def _check_integer(name: str, value: Any, low: int, high: int = 2**31 - 1) -> None:
     if not isinstance(value, numbers.Integral) or isinstance(value, bool) or not low <= int(value) <= high:
         raise InvalidArgument(f"{name}={value!r} must be an integer from {low} to {high}")
@@ -184,3 +268,6 @@ def _check_number(name: str, value: Any, low: float, high: float = FLOAT_MAX) ->
     if not number or not low <= value <= high:
         bounds = "" if low == -FLOAT_MAX else f" of at least {low}" if high == FLOAT_MAX else f" from {low} to {high}"
         raise InvalidArgument(f"{name}={value!r} must be a number{bounds}")
+
+
+TAKEN_BY |= {field.name: "a parameter of Sampling" for field in dataclasses.fields(Sampling)}

@@ -151,11 +151,20 @@ def dataclass_fields(name: str) -> list[str]:
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and node.name == name:
             return [
-                f"{item.target.id}: {ast.unparse(item.annotation)} = ..."
+                f"{item.target.id}: {spelled_out(item.annotation, tree)} = ..."
                 for item in node.body
                 if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
             ]
     raise StubError(f"Unpack[{name}]: params.py has no such dataclass")
+
+
+def spelled_out(annotation: ast.expr, tree: ast.Module) -> str:
+    """An annotation with the ``X = Literal[...]`` of its module written out."""
+    text = ast.unparse(annotation)
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.value).startswith("Literal["):
+            text = re.sub(rf"\b{ast.unparse(node.targets[0])}\b", ast.unparse(node.value), text)
+    return text
 
 
 def python_argument(argument: str, where: str, default_type: str | None) -> list[str]:
@@ -274,7 +283,7 @@ class Reader:
             elif re.match(r"(cp)?def ", line.text):
                 out += self.read_method(start + offset, decorators, overloads)
                 decorators, overloads = [], []
-            elif member := re.match(r"(\w+) = ", line.text):
+            elif (member := re.match(r"(\w+) = ", line.text)) and not member[1].startswith("__"):
                 out.append(f"    {member[1]} = ...")
         if any(re.match(r"    def __getbuffer__", line.raw) for line in lines):
             out += indented(BUFFER_METHOD, 4)

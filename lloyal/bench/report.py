@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -9,7 +11,7 @@ from rich.table import Table
 from lloyal.errors import InvalidArgument, LloyalError
 from lloyal.terminal import human_bytes, human_seconds
 
-__all__ = ["READING", "checkpoint_table", "lockstep_line", "plot_checkpoints", "plotter"]
+__all__ = ["READING", "check_plot", "checkpoint_table", "lockstep_line", "plot_checkpoints", "plotter"]
 
 READING = "read the prompt again"
 
@@ -82,6 +84,18 @@ def plot_checkpoints(result: dict[str, Any], path: str) -> None:
         figure.savefig(path)
     except ValueError as error:
         raise InvalidArgument(f"{path}: {error}") from None
+
+
+def check_plot(path: str) -> None:
+    """Raise what `plot_checkpoints` would raise for this path, before anything is measured."""
+    formats = plotter()().canvas.get_supported_filetypes()
+    kind = Path(path).suffix.removeprefix(".").lower()
+    if kind not in formats:
+        raise InvalidArgument(
+            f"{path}: the name must end in one of {', '.join('.' + name for name in sorted(formats))}"
+        )
+    if not os.access(Path(path).parent, os.W_OK):
+        raise InvalidArgument(f"{path}: there is no folder {str(Path(path).parent)!r} that can be written to")
 
 
 def plotter() -> Any:

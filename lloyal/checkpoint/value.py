@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from operator import index
 from typing import TYPE_CHECKING, Any
 
+from lloyal import undecoded
 from lloyal.checkpoint.format import decode_signed, encode
 from lloyal.errors import Closed, InvalidArgument, StateMismatch
 from lloyal.native import checkpoint as native
@@ -54,6 +55,7 @@ class Checkpoint(native.CheckpointBase):
     reason: str
     _context: Context | None = None
     _tokens: tuple[int, ...] | None = None
+    _waiting: int | None = None  # the token that the sequence waits for
 
     def __init__(self) -> None:
         raise TypeError("Checkpoint cannot be made directly: use Context.checkpoint or Checkpoint.from_bytes")
@@ -63,6 +65,7 @@ class Checkpoint(native.CheckpointBase):
         checkpoint = cls.__new__(cls)
         checkpoint._take_native(ctx, seq_id, where, partial)
         checkpoint._adopt(ctx, where, reason)
+        checkpoint._waiting = undecoded.token_after(ctx, seq_id)
         return checkpoint
 
     def _adopt(self, ctx: Context, where: str, reason: str) -> None:
@@ -125,7 +128,11 @@ class Checkpoint(native.CheckpointBase):
         """
         if ctx is not None and ctx.model is not self.context.model:
             _compare("fingerprint", self.context.fingerprint, ctx.fingerprint)
-        self._restore_native(ctx or self.context, self.seq_id if seq_id is None else seq_id)
+        ctx = ctx or self.context
+        dest = self.seq_id if seq_id is None else seq_id
+        self._restore_native(ctx, dest)
+        if self._waiting is not None:
+            undecoded.remember(ctx, dest, self._waiting)
 
     @property
     def tokens(self) -> tuple[int, ...] | None:
@@ -165,7 +172,7 @@ class Checkpoint(native.CheckpointBase):
         checkpoint = type(self).__new__(type(self))
         checkpoint._to_host_native(self, self.context)
         checkpoint._adopt(self.context, "host", "copied from " + self.where)
-        checkpoint._tokens = self._tokens
+        checkpoint._tokens, checkpoint._waiting = self._tokens, self._waiting
         return checkpoint
 
     def to_bytes(self) -> bytes:

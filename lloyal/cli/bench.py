@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from lloyal import Context, Model
-from lloyal.bench import N_MORE, checkpoint_table, lockstep_line, measure_checkpoints, plot_checkpoints, plotter
+from lloyal.bench import N_MORE, check_plot, checkpoint_table, lockstep_line, measure_checkpoints, plot_checkpoints
 from lloyal.cli.options import AsJson, Threads, find_model
 from lloyal.cli.output import write_json
 from lloyal.terminal import progress_bar
@@ -27,7 +27,7 @@ def checkpoint(
 ) -> None:
     """Every way to keep a state and bring it back, at three lengths of a prompt."""
     if plot is not None:
-        plotter()  # what is missing is said before the work, not after
+        check_plot(plot)  # what is missing is said before the work, not after
     began = time.perf_counter()
     lengths = sorted({max(16, tokens // 16), max(16, tokens // 4), tokens})
     with Model(find_model(model), n_gpu_layers=n_gpu_layers) as loaded:

@@ -13,6 +13,7 @@ from rich.text import Text
 from lloyal import Context, Model, build_info, devices, system_info
 from lloyal.cli.options import AsJson, find_model
 from lloyal.cli.output import write_json
+from lloyal.errors import InvalidArgument
 from lloyal.terminal import human_bytes, printable
 
 __all__ = ["info"]
@@ -23,9 +24,13 @@ LONGEST_VALUE = 300
 
 def info(
     model: Annotated[str | None, typer.Argument(help="A GGUF file, or the name of an embedded model.")] = None,
+    named: Annotated[str | None, typer.Option("--model", "-m", help="The same, as the other commands take it.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """What this build can do and which devices it sees; with MODEL, what the model is."""
+    if model is not None and named is not None:
+        raise InvalidArgument(f"{model!r} and --model {named!r}: give one model")
+    model = named if model is None else model
     facts: dict[str, Any]
     if model is None:
         facts = {"build": build_info(), "system": system_info().strip(), "devices": _describe_devices()}

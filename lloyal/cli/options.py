@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
 
 from lloyal import models
+from lloyal.errors import InvalidArgument
 
 __all__ = ["AsJson", "Threads", "find_model"]
 
@@ -16,4 +18,9 @@ Threads = Annotated[int | None, typer.Option("--threads", "-t", min=1, max=512, 
 
 def find_model(name: str) -> str:
     """The file of an embedded model, or the path that `name` is; ``./nano`` is always a path."""
-    return models.path(name) if name in models.NAMES else name
+    if name in models.NAMES:
+        return models.path(name)
+    if not os.path.exists(name) and os.path.basename(name) == name and not name.endswith(".gguf"):
+        known = ", ".join(models.NAMES)
+        raise InvalidArgument(f"there is no file {name!r}, and no embedded model of that name: they are {known}")
+    return name

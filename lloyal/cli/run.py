@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -12,9 +14,9 @@ from rich.console import Console
 
 from lloyal import Context, Model
 from lloyal.cli.options import AsJson, Threads, find_model
-from lloyal.cli.output import write, write_json
-from lloyal.decoding import generate
+from lloyal.cli.output import warn, write, write_json
 from lloyal.errors import InvalidArgument
+from lloyal.generation import generate
 from lloyal.sampling import Sampling
 from lloyal.terminal import human_seconds, progress_bar
 
@@ -36,6 +38,10 @@ def run(
     parse_special: Annotated[
         bool, typer.Option("--special", help="Read <|im_start|> and the like in the prompt as tokens.")
     ] = False,
+    chat: Annotated[bool, typer.Option("--chat", help="The prompt is what a user says: answer it.")] = False,
+    schema: Annotated[
+        str | None, typer.Option("--schema", help="Answer in JSON that fits this JSON schema: a file, or its text.")
+    ] = None,
     n_ctx: Annotated[
         int | None, typer.Option("--n-ctx", "-c", min=1, help="Size of the cache in tokens; by default what is needed.")
     ] = None,
@@ -46,19 +52,31 @@ def run(
     """Generate text from a prompt, as it comes."""
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)
     text = sys.stdin.buffer.read() if prompt == "-" else os.fsencode(prompt)
+    json_schema = None if schema is None else _read_schema(schema)
     began = time.perf_counter()
     with progress_bar("Loading") as show:
         loaded = Model(find_model(model), n_gpu_layers=n_gpu_layers, progress=lambda share: show(share, 1.0))
-    tokens = loaded.vocab.tokenize(text, parse_special=parse_special)
+    said = _as_chat(loaded, text) if chat else text
+    tokens = loaded.vocab.tokenize(said, parse_special=parse_special or chat)
     ctx = Context(loaded, n_ctx=n_ctx or len(tokens) + max_tokens, n_seq_max=1, n_threads=threads)
+    if n_ctx is not None and ctx.n_ctx != n_ctx and not as_json:
+        warn(f"--n-ctx {n_ctx} is {ctx.n_ctx}: llama.cpp rounds it up to a multiple of 256")
     if len(tokens) > ctx.n_ctx:
         raise InvalidArgument(
             f"the prompt has {len(tokens)} tokens, --n-ctx gives {ctx.n_ctx}: raise it, or leave it out"
         )
     ready = time.perf_counter()
     with progress_bar("Reading") as show:
-        generation = generate(ctx, tokens, max_tokens=max_tokens, sampling=sampling, progress=show)
-        pieces = generation.text(stop or ())
+        generation = generate(
+            ctx,
+            tokens,
+            max_tokens=max_tokens,
+            sampling=sampling,
+            json_schema=json_schema,
+            stop=stop or (),
+            progress=show,
+        )
+        pieces = generation.text()
         parts = [next(pieces, "")]
     n_first, first = len(generation.tokens), time.perf_counter()
     show_text = (lambda piece: None) if as_json else write
@@ -72,9 +90,10 @@ def run(
         "model": loaded.path,
         "text": "".join(parts),
         "tokens": generation.tokens,
+        "n_ctx": ctx.n_ctx,
         "n_prompt_tokens": len(tokens),
         "stop_reason": generation.stop_reason,
-        "seed": generation.sampler.seed,
+        "seed": getattr(generation.sampler, "seed", None),
         "load_seconds": ready - began,
         "first_text_seconds": first - ready,
         "tokens_per_second": (len(generation.tokens) - n_first) / seconds if seconds > 0 else None,
@@ -83,6 +102,21 @@ def run(
         write_json(result)
     elif sys.stderr.isatty():
         _print_run(result)
+
+
+def _read_schema(schema: str) -> Any:
+    """A JSON schema, from a file or as it stands."""
+    text = schema if schema.lstrip().startswith("{") else Path(schema).read_text()
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise InvalidArgument(f"--schema is not JSON: {error}") from None
+
+
+def _as_chat(model: Model, text: bytes) -> str:
+    from lloyal.chat import apply_template  # llama-common: loaded when it is needed
+
+    return str(apply_template(model, [{"role": "user", "content": text.decode("utf-8", "replace")}]))
 
 
 def _print_run(result: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ class Batch:
     checked by decode, which knows the context. While a decode in another thread reads it, changing it raises `Busy`.
     """
 
+    def __init__(self, *tokens: int) -> None: ...
     def add(self, token: int, pos: int, seq_ids: int | Iterable[int], logits: bool = False) -> None:
         """Add one token.
 

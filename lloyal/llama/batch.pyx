@@ -70,6 +70,11 @@ cdef class Batch:
     checked by decode, which knows the context. While a decode in another thread reads it, changing it raises `Busy`.
     """
 
+    def __init__(self, *tokens: int):
+        if tokens:
+            raise TypeError("Batch() takes no arguments, it grows as needed: add tokens with their place, as in "
+                            "batch.extend(tokens, pos0, seq_id, logits=\"last\")")
+
     cdef int check_free(self) except -1:
         if self.in_use:
             raise Busy("another thread is decoding this batch: use one batch for each thread")

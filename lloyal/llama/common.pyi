@@ -63,7 +63,13 @@ class ChatPrompt:
         """The end of `prompt` that opens the answer."""
     @property
     def grammar(self) -> str:
-        """GBNF that the answer must follow; empty if there is none."""
+        """GBNF that `grammar_prefix` and the answer must follow; empty if there is none."""
+    @property
+    def grammar_prefix(self) -> str:
+        """The end of `prompt` that `grammar` begins with: a sampler has to accept its tokens before it picks any.
+
+        `lloyal.chat.grammar_sampler` does that. Empty for a grammar of your own, and for one that waits for a trigger.
+        """
     @property
     def grammar_lazy(self) -> bool:
         """True if the grammar starts only at one of `grammar_triggers`."""

@@ -108,6 +108,7 @@ cdef class ChatPrompt:
     """A chat as text for the model, and what is to be known for generating and reading the answer."""
 
     cdef cmodel.ChatPrompt native
+    cdef bint own_grammar
 
     def __init__(self):
         raise TypeError("ChatPrompt cannot be made directly: use ChatTemplates.apply")
@@ -124,8 +125,18 @@ cdef class ChatPrompt:
 
     @property
     def grammar(self) -> str:
-        """GBNF that the answer must follow; empty if there is none."""
+        """GBNF that `grammar_prefix` and the answer must follow; empty if there is none."""
         return self.native.grammar.decode("utf-8", "replace")
+
+    @property
+    def grammar_prefix(self) -> str:
+        """The end of `prompt` that `grammar` begins with: a sampler has to accept its tokens before it picks any.
+
+        `lloyal.chat.grammar_sampler` does that. Empty for a grammar of your own, and for one that waits for a trigger.
+        """
+        if self.own_grammar or self.native.grammar_lazy or self.native.grammar.empty():
+            return ""
+        return self.generation_prompt
 
     @property
     def grammar_lazy(self) -> bool:
@@ -278,6 +289,7 @@ cdef class ChatTemplates:
         if json_schema is not None:
             inputs.json_schema = _json("json_schema", json_schema)
         inputs.grammar = grammar.encode()
+        out.own_grammar = bool(grammar)
         inputs.add_generation_prompt = add_generation_prompt
         inputs.enable_thinking = enable_thinking
         inputs.parallel_tool_calls = parallel_tool_calls

@@ -23,7 +23,7 @@ import threading
 
 from lloyal.errors import InvalidArgument, LoadFailed
 from lloyal.llama import adapter, decode, ext, outputs, sampling_backend, state
-from lloyal.llama.params import ContextParams, default_threads, exact, from_keywords
+from lloyal.llama.params import ContextParams, default_threads, exact, from_keywords, signature
 
 __all__ = ["Context"]
 
@@ -75,6 +75,7 @@ cdef class Context(ContextBase):
     Creation releases the GIL.
     """
 
+    __signature__ = signature(ContextParams, "model")
     def __init__(self, Model model not None, params: ContextParams | None = None, **keywords: Unpack[ContextParams]):
         cdef c.llama_context_params native = c.llama_context_default_params()
         cdef core.ModelHandle weights = model.pin()
@@ -98,8 +99,7 @@ cdef class Context(ContextBase):
         native.n_rs_seq = params.n_rs_seq
         native.n_outputs_max = params.n_outputs_max
         native.n_outputs_max_per_seq = params.n_outputs_max_per_seq
-        native.n_threads = threads
-        native.n_threads_batch = params.n_threads_batch or threads
+        native.n_threads, native.n_threads_batch = threads, params.n_threads_batch or threads
         native.ctx_type = c.LLAMA_CONTEXT_TYPE_MTP if params.type == "mtp" else c.LLAMA_CONTEXT_TYPE_DEFAULT
         native.rope_scaling_type = _ROPE_SCALING[params.rope_scaling]
         native.pooling_type = _POOLING[params.pooling]

@@ -17,6 +17,7 @@ from lloyal.llama.status cimport check
 import os
 import stat
 
+from lloyal import models
 from lloyal.errors import Aborted, InvalidArgument, LoadFailed
 
 __all__ = ["check_file"]
@@ -172,7 +173,8 @@ def check_file(path: StrPath) -> None:
         raise
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise LoadFailed(f"{path}: {reason}") from error
+        hint = f" (the embedded model is lloyal.models.path({path!r}))" if path in models.NAMES else ""
+        raise LoadFailed(f"{path}: {reason}{hint}") from error
     if magic != b"GGUF":
         what = "is empty" if not magic else f"starts with {magic!r}, not b'GGUF'"
         raise LoadFailed(f"{path} is not a GGUF file: it {what}")

@@ -8,7 +8,7 @@ from lloyal.llama.vocab import Vocab
 from numpy import float32
 from numpy.typing import NDArray
 from os import PathLike
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 StrPath = str | PathLike[str]
 
@@ -49,7 +49,7 @@ class Model:
     def params(self) -> ModelParams: ...
     @property
     def path(self) -> str: ...
-    def __init__(self, path: StrPath | Sequence[StrPath], params: ModelParams | None = None, *, n_gpu_layers: int = ..., devices: Sequence[Any] | None = ..., split_mode: str = ..., main_gpu: int = ..., tensor_split: Sequence[float] | None = ..., use_mmap: bool = ..., use_mlock: bool = ..., vocab_only: bool = ..., check_tensors: bool = ..., use_extra_bufts: bool = ..., no_host: bool = ..., load_mtp: bool = ..., kv_overrides: Mapping[str, bool | int | float | str] | None = ..., tensor_buft_overrides: Mapping[str, Any] | None = ..., progress: Callable[[float], bool | None] | None = ...) -> None: ...
+    def __init__(self, path: StrPath | Sequence[StrPath], params: ModelParams | None = None, *, n_gpu_layers: int = ..., devices: Sequence[Any] | None = ..., split_mode: Literal['none', 'layer', 'row', 'tensor'] = ..., main_gpu: int = ..., tensor_split: Sequence[float] | None = ..., use_mmap: bool = ..., use_mlock: bool = ..., vocab_only: bool = ..., check_tensors: bool = ..., use_extra_bufts: bool = ..., no_host: bool = ..., load_mtp: bool = ..., kv_overrides: Mapping[str, bool | int | float | str] | None = ..., tensor_buft_overrides: Mapping[str, Any] | None = ..., progress: Callable[[float], bool | None] | None = ...) -> None: ...
     def close(self) -> None:
         """Drop this object's hold on the weights; they are freed when nothing else uses them. Releases the GIL."""
     @property

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from lloyal.errors import Closed, InvalidArgument, Unsupported
 from lloyal.llama.files import whole_file
 from lloyal.llama.load import check_file
-from lloyal.llama.params import ModelParams, exact, from_keywords
+from lloyal.llama.params import ModelParams, exact, from_keywords, signature
 
 __all__ = ["Model"]
 
@@ -55,6 +55,8 @@ cdef class Model:
     Loading releases the GIL. A mapped file (``use_mmap``, the default) that is cut short while the model is in use ends
     the process (SIGBUS): write the new one beside it and rename.
     """
+
+    __signature__ = signature(ModelParams, "path")
 
     def __init__(self, path: StrPath | Sequence[StrPath], params: ModelParams | None = None, **keywords: Unpack[ModelParams]):
         if params is None:

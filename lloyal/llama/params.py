@@ -12,7 +12,8 @@ import math
 import os
 import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from inspect import Parameter, Signature
+from typing import Any, Literal, TypeVar, get_args
 
 from lloyal.errors import InvalidArgument, UnknownParameter
 
@@ -25,10 +26,19 @@ __all__ = [
     "exact",
     "from_keywords",
     "plain_overrides",
+    "signature",
+    "unknown_parameter",
 ]
 
 # Types that llama.cpp accepts for the K and V cache.
-CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
+CacheType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"]
+CACHE_TYPES: tuple[str, ...] = get_args(CacheType)
+FlashAttention = Literal["auto", "on", "off"]
+Pooling = Literal["unspecified", "none", "mean", "cls", "last", "rank"]
+Attention = Literal["unspecified", "causal", "non_causal"]
+RopeScaling = Literal["unspecified", "none", "linear", "yarn", "longrope"]
+SplitMode = Literal["none", "layer", "row", "tensor"]
+ContextType = Literal["default", "mtp"]
 
 INT32_MAX = 2**31 - 1
 
@@ -55,14 +65,63 @@ def from_keywords(kind: type[P], keywords: Mapping[str, Any]) -> P:
     return kind(**keywords)
 
 
+# Names that other programs use for a parameter, or that are no parameter here.
+SYNONYMS = {
+    "model_path": "path",
+    "filename": "path",
+    "model": "path",
+    "gpu_layers": "n_gpu_layers",
+    "context_length": "n_ctx",
+    "max_seq_len": "n_ctx",
+    "batch_size": "n_batch",
+    "threads": "n_threads",
+    "flash_attention": "flash_attn",
+    "embedding": "embeddings",
+    "temp": "temperature",
+    "repetition_penalty": "repeat_penalty",
+    "penalty_repeat": "repeat_penalty",
+    "max_new_tokens": "max_tokens",
+    "n_predict": "max_tokens",
+    "logits_processor": "logits_processors",
+}
+# Who takes a parameter, by name: filled where the parameters are defined.
+TAKEN_BY: dict[str, str] = {"path": "the first argument of Model", "max_tokens": "a parameter of generate"}
+
+
 def check_names(kind: type[Any], keywords: Iterable[str]) -> None:
     """Raise `UnknownParameter` if a keyword is no field of the dataclass `kind`."""
     names = [field.name for field in dataclasses.fields(kind)]
     for name in keywords:
         if name not in names:
-            near = difflib.get_close_matches(name, names, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f" (it has {', '.join(names)})"
-            raise UnknownParameter(f"{kind.__name__} has no parameter {name!r}{hint}")
+            raise unknown_parameter(kind.__name__, names, name)
+
+
+def unknown_parameter(owner: str, names: Sequence[str], name: str) -> UnknownParameter:
+    """What to say of a keyword that `owner` does not take: the nearest it has, or who takes it."""
+    meant = SYNONYMS.get(name, name)
+    near = difflib.get_close_matches(name, names, n=1)
+    if meant in names:
+        hint = f"; did you mean {meant!r}?"
+    elif meant in TAKEN_BY:
+        hint = f": {meant} is {TAKEN_BY[meant]}"
+    elif near:
+        hint = f"; did you mean {near[0]!r}?"
+    else:
+        hint = f" (it has {', '.join(names)})"
+    return UnknownParameter(f"{owner} has no parameter {name!r}{hint}")
+
+
+def signature(kind: type[Any], first: str) -> Signature:
+    """What a class takes whose keywords are the fields of `kind`: for `inspect`, `help` and editors."""
+    parameters = [
+        Parameter(first, Parameter.POSITIONAL_OR_KEYWORD),
+        Parameter("params", Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=f"{kind.__name__} | None"),
+    ]
+    for field in dataclasses.fields(kind):
+        parameters.append(
+            Parameter(field.name, Parameter.KEYWORD_ONLY, default=field.default, annotation=str(field.type))
+        )
+    return Signature(parameters)
 
 
 def plain_overrides(overrides: Mapping[str, object] | None) -> dict[str, bool | int | float | str] | None:
@@ -210,7 +269,7 @@ class ModelParams:
 
     n_gpu_layers: int = -1
     devices: Sequence[Any] | None = None
-    split_mode: str = "layer"
+    split_mode: SplitMode = "layer"
     main_gpu: int = 0
     tensor_split: Sequence[float] | None = None
     use_mmap: bool = True
@@ -227,7 +286,7 @@ class ModelParams:
     def __post_init__(self) -> None:
         _check_int(self, "n_gpu_layers", -1)
         _check_int(self, "main_gpu", 0)
-        _check_choice(self, "split_mode", ("none", "layer", "row", "tensor"))
+        _check_choice(self, "split_mode", get_args(SplitMode))
         _check_flags(self)
         _check_mapping(self, "kv_overrides", "keys to values")
         _store(self, "kv_overrides", plain_overrides(self.kv_overrides))
@@ -307,17 +366,17 @@ class ContextParams:
     n_outputs_max: int = 0
     n_outputs_max_per_seq: int = 0
     samplers: Mapping[int, Any] | None = None
-    type_k: str = "f16"
-    type_v: str = "f16"
-    flash_attn: str | bool = "auto"
+    type_k: CacheType = "f16"
+    type_v: CacheType = "f16"
+    flash_attn: FlashAttention | bool = "auto"
     kv_unified: bool = True
     swa_full: bool = False
     n_threads: int | None = None
     n_threads_batch: int | None = None
     embeddings: bool = False
-    pooling: str = "unspecified"
-    attention: str = "unspecified"
-    rope_scaling: str = "unspecified"
+    pooling: Pooling = "unspecified"
+    attention: Attention = "unspecified"
+    rope_scaling: RopeScaling = "unspecified"
     rope_freq_base: float = 0.0
     rope_freq_scale: float = 0.0
     yarn_ext_factor: float = -1.0
@@ -328,7 +387,7 @@ class ContextParams:
     offload_kqv: bool = True
     op_offload: bool = True
     no_perf: bool = True
-    type: str = "default"
+    type: ContextType = "default"
     parent: Any = None
 
     def __post_init__(self) -> None:
@@ -352,11 +411,11 @@ class ContextParams:
         _check_choice(self, "type_k", CACHE_TYPES)
         _check_choice(self, "type_v", CACHE_TYPES)
         if not isinstance(self.flash_attn, bool):
-            _check_choice(self, "flash_attn", ("auto", "on", "off"))
-        _check_choice(self, "pooling", ("unspecified", "none", "mean", "cls", "last", "rank"))
-        _check_choice(self, "attention", ("unspecified", "causal", "non_causal"))
-        _check_choice(self, "rope_scaling", ("unspecified", "none", "linear", "yarn", "longrope"))
-        _check_choice(self, "type", ("default", "mtp"))
+            _check_choice(self, "flash_attn", get_args(FlashAttention))
+        _check_choice(self, "pooling", get_args(Pooling))
+        _check_choice(self, "attention", get_args(Attention))
+        _check_choice(self, "rope_scaling", get_args(RopeScaling))
+        _check_choice(self, "type", get_args(ContextType))
         if 0 < self.n_outputs_max < self.n_seq_max:
             raise InvalidArgument(
                 f"n_outputs_max={self.n_outputs_max} must be at least n_seq_max={self.n_seq_max}, one for each sequence"
@@ -365,3 +424,7 @@ class ContextParams:
             raise InvalidArgument(f"n_ubatch={self.n_ubatch} must be more than n_rs_seq + 1 = {self.n_rs_seq + 1}")
         if self.type_v not in ("f32", "f16", "bf16") and self.flash_attn in ("off", False):
             raise InvalidArgument(f"type_v={self.type_v!r} is quantized and needs flash attention: flash_attn='on'")
+
+
+TAKEN_BY |= {field.name: "a parameter of Model" for field in dataclasses.fields(ModelParams)}
+TAKEN_BY |= {field.name: "a parameter of Context" for field in dataclasses.fields(ContextParams)}

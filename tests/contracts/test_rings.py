@@ -11,7 +11,7 @@ from tests.contracts.source import PACKAGE, ROOT, code_lines, imports, modules
 # Every module has its place; a new one is put behind what it uses.
 RINGS = [
     # 0: declarations, our C++, the error table
-    "errors libllama _cpp",
+    "errors models libllama _cpp",
     # 1: llama.h as Python, and what we invented and compiled
     "llama.enums llama.signals llama.files llama.params llama.candidates llama.backend llama.status llama.args "
     "llama.base llama.buffers "
@@ -21,13 +21,13 @@ RINGS = [
     # 2: text, sampling and measures on top of it
     "tokenization sampling grammar chat metrics embedding kv",
     # 3: checkpoints and decoding
-    "checkpoint.format checkpoint.value checkpoint.budget checkpoint.place checkpoint model context decoding",
+    "undecoded checkpoint.format checkpoint.value checkpoint.budget checkpoint.place checkpoint model context decoding",
     # 4: branches and speculation
     "branch speculative.draft speculative.accept speculative.loop speculative",
     # 5: sessions
-    "session",
+    "session generation conversation",
     # 6: what people start
-    "models terminal bench.timing bench.checkpoint bench.report bench demo "
+    "terminal bench.timing bench.checkpoint bench.report bench demo "
     "cli.output cli.options cli.program cli.demo cli.info cli.run cli.rpc_server cli.bench cli __main__",
 ]
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from typer.testing import CliRunner, Result
 
 import lloyal
 from lloyal import cli, demo
-from lloyal.decoding import generate
+from lloyal.generation import generate
 from lloyal.sampling import Sampling
 from tests.rpc import free_port, wait_until_it_listens
 
@@ -196,8 +197,13 @@ def test_demo_fits_a_terminal():
 
 
 def test_demo_notices_a_difference(monkeypatch):
-    # Without restoring, generation goes on from where the last one ended.
-    monkeypatch.setattr(demo._Guide, "_restore", lambda self, where, seq_id=0: 1e-3)
+    # Without restoring, generation goes on from where the last one ended, and a token further.
+    def forget_to_restore(self, where, seq_id=0):
+        self.ctx.memory.seq_rm(seq_id, self.ctx.memory.seq_pos_max(seq_id), -1)
+        lloyal.prefill(self.ctx, [5, 6], seq_id=seq_id)
+        return 1e-3
+
+    monkeypatch.setattr(demo._Guide, "_restore", forget_to_restore)
     monkeypatch.setattr(demo, "MODELS", ("nano",))
     result = call("demo", "--tokens", "64")
     assert result.exit_code == 1
@@ -409,3 +415,29 @@ def test_rpc_server_refuses(arguments, said):
     assert result.exit_code == 1
     assert result.stdout == ""
     assert said in result.stderr
+
+
+def test_run_answers_a_chat_in_json(tmp_path):
+    schema = {"type": "object", "properties": {"n": {"type": "integer", "minimum": 0, "maximum": 9}}, "required": ["n"]}
+    file = tmp_path / "schema.json"
+    file.write_text(json.dumps(schema))
+    for given in (str(file), json.dumps(schema)):
+        result = call("run", "-m", "nano", "-p", "a number", "--chat", "--schema", given, "--seed", "1")
+        assert result.exit_code == 0, result.stderr
+        assert 0 <= json.loads(result.stdout)["n"] <= 9
+    assert "--schema is not JSON" in call("run", "-m", "nano", "-p", "x", "--schema", "{").stderr
+
+
+def test_what_a_command_line_gets_wrong_is_said_at_once(monkeypatch, tmp_path):
+    class Drawn:
+        canvas = SimpleNamespace(get_supported_filetypes=lambda: {"png": "", "svg": ""})
+
+    monkeypatch.setattr("lloyal.bench.report.plotter", lambda: Drawn)
+    assert "nano, nano-draft, nano-hybrid" in call("run", "-m", "nono", "-p", "x").stderr
+    assert "--n-ctx 16 is 256" in call("run", "-m", "nano", "-p", "x", "-n", "2", "--n-ctx", "16").stderr
+    assert call("info", "-m", "nano", "--json").stdout == call("info", "nano", "--json").stdout
+    assert "give one model" in call("info", "nano", "-m", "nano").stderr
+    for path, said in ((tmp_path / "no" / "x.png", "no folder"), (tmp_path / "x.txt", "must end in")):
+        result = call("bench", "checkpoint", "--plot", str(path))
+        assert said in result.stderr
+        assert result.exit_code == 1

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 import lloyal
-from lloyal.decoding import generate, prefill
+from lloyal.decoding import prefill
 from lloyal.errors import CacheFull, InvalidArgument, InvalidBatch, LoadFailed, Unsupported
+from lloyal.generation import generate
 from lloyal.llama import Batch, Context, Sampler, StateSeqFlags
 from lloyal.sampling import Sampling
 from tests import models
@@ -294,7 +295,7 @@ def test_max_tokens_is_an_integer(nano: lloyal.Model, max_tokens: Any) -> None:
 @pytest.mark.parametrize("sampling", [{}, 0.5, "greedy"])
 def test_sampling_is_a_sampling(nano: lloyal.Model, sampling: Any) -> None:
     with lloyal.Context(nano, n_ctx=256, n_threads=1) as ctx:
-        with pytest.raises(TypeError, match="must be a Sampling or a Sampler"):
+        with pytest.raises(TypeError, match="must be a Sampling, a Sampler or have a method"):
             lloyal.generate(ctx, "def ", sampling=sampling)
 
 

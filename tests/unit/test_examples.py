@@ -55,3 +55,25 @@ def test_readme_commands_exist():
 def test_readme_links_exist():
     for link in re.findall(r"\]\(([^)#]+)\)", (ROOT / "README.md").read_text()):
         assert (ROOT / link).exists(), link
+
+
+RECIPES = re.findall(
+    r"^## \.\.\. ([^\n]+)\n(?:(?!^## ).)*?^```python\n(.*?)^```",
+    (ROOT / "docs/recipes.md").read_text(),
+    re.DOTALL | re.MULTILINE,
+)
+
+
+@pytest.mark.parametrize(("name", "code"), RECIPES, ids=[name.replace(" ", "-") for name, _ in RECIPES])
+def test_recipe(name, code, tmp_path):
+    assert len(code.splitlines()) <= 15
+    script = tmp_path / "recipe.py"
+    script.write_text(code)
+    command = [sys.executable, "-P", "-W", "error", str(script)]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() or "logging" in code
+
+
+def test_there_is_a_recipe_for_what_people_do():
+    assert len(RECIPES) == (ROOT / "docs/recipes.md").read_text().count("\n## ... ") >= 13

@@ -8,6 +8,7 @@ import os
 import statistics
 import subprocess
 import sys
+from importlib import metadata
 
 import pytest
 
@@ -92,3 +93,17 @@ def test_names_stay_where_users_import_them(module, names):
 def test_a_name_that_is_not_there_is_refused():
     with pytest.raises(AttributeError, match="Modle"):
         importlib.import_module("lloyal.checkpoint").Modle  # noqa: B018
+
+
+def test_the_version_and_signatures_are_there():
+    import inspect
+
+    import lloyal
+
+    assert lloyal.__version__ == metadata.version("lloyal")
+    parameters = inspect.signature(lloyal.Context).parameters
+    assert list(parameters)[:2] == ["model", "params"]
+    assert parameters["n_ctx"].default == 4096
+    assert inspect.signature(lloyal.llama.Model).parameters["n_gpu_layers"].default == -1
+    assert lloyal.chat.stream is not None
+    assert lloyal.Conversation.__module__ == "lloyal.conversation"

@@ -1,0 +1,246 @@
+"""Generating from a prompt, one sequence at a time: tokens as they are picked, or text as it becomes certain."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from numbers import Integral
+from typing import TYPE_CHECKING, Any, Literal, Never, cast
+
+from lloyal import undecoded
+from lloyal.decoding import Progress, decode_tokens, next_position, next_tokens
+from lloyal.errors import InvalidArgument
+from lloyal.llama import Batch, Context, Sampler
+from lloyal.llama.params import unknown_parameter
+from lloyal.sampling import Sampling, SupportsSample
+from lloyal.tokenization import StopStrings, StreamDecoder
+
+if TYPE_CHECKING:
+    from lloyal.llama.common import ChatPrompt
+
+__all__ = ["Generation", "generate"]
+
+StopReason = Literal["end", "length", "stop"]
+
+
+def generate(
+    ctx: Context,
+    prompt: str | bytes | Sequence[int] | ChatPrompt,
+    *,
+    max_tokens: int | None = None,
+    sampling: Sampling | SupportsSample | None = None,
+    grammar: str | Sampler | None = None,
+    json_schema: Mapping[str, Any] | bool | str | None = None,
+    stop: str | Iterable[str] = (),
+    seq_id: int = 0,
+    pos0: int | None = None,
+    history: Sequence[int] = (),
+    progress: Progress | None = None,
+    **unknown: Never,
+) -> Generation:
+    """Go on from a prompt until the model ends the text: tokens by iteration, text by `Generation.text`.
+
+    Parameters
+    ----------
+    ctx : Context
+    prompt : str, bytes, sequence of int or ChatPrompt
+        What comes next in the sequence, at least one token: all of a new text, or after a restore the token that was
+        not decoded yet. Text is tokenized as in `prefill`, and goes on behind the last token of an earlier generation.
+        A chat brings its grammar and its stop strings along.
+    max_tokens : int, optional
+        Most tokens to generate; None leaves the end to the model.
+    sampling : Sampling, Sampler or SupportsSample, optional
+        How tokens are picked, by default ``Sampling()``. A `Sampler` is used as it is and stays yours: its random
+        generator and its penalties go on where they stand.
+    grammar : str or Sampler, optional
+        Rules in GBNF that the text must follow from here on.
+    json_schema : mapping, bool or str, optional
+        The text is JSON that this schema admits: ``json.loads("".join(generation.text()))``. The model may still be cut
+        off by `max_tokens`; give strings and arrays a longest length.
+    stop : str or iterable of str
+        Strings that end the generation.
+    seq_id : int
+        Generations in different sequences of one context may take turns.
+    pos0 : int, optional
+        As in `prefill`.
+    history : sequence of int
+        Tokens before the prompt, for the penalties.
+    progress : callable, optional
+        As in `prefill`, while the prompt is read.
+
+    Returns
+    -------
+    Generation
+        Nothing is computed before its first token is asked for.
+
+    Raises
+    ------
+    InvalidArgument
+        The prompt is empty or leaves out the token that an earlier generation has not decoded; `max_tokens` is not
+        positive; a grammar beside a sampler of your own, which should have it.
+    InvalidGrammar
+        The grammar or the schema cannot be used.
+    UnknownParameter
+        There is no such keyword; the message says where it belongs.
+    Unsupported
+        The model keeps no memory: an encoder, or a diffusion model.
+    """
+    for name in unknown:
+        raise unknown_parameter("generate", list(inspect.signature(generate).parameters)[:-1], name)
+    return Generation(
+        ctx, prompt, max_tokens, Sampling() if sampling is None else sampling, seq_id, progress,
+        grammar=grammar, json_schema=json_schema, stop=stop, pos0=pos0, history=history,
+    )  # fmt: skip
+
+
+class Generation(Iterator[int]):
+    """Tokens as they are generated, made by `generate`. It keeps its context alive.
+
+    A token that ends the generation is not among them. Asking for a token raises what `Context.decode` raises; after
+    an error the generation is over.
+
+    Attributes
+    ----------
+    prompt : list of int
+        The tokens it began with.
+    tokens : list of int
+        The tokens generated so far. The last one is not decoded until another is asked for.
+    sampler : Sampler or SupportsSample
+        What picks them; ``sampler.seed`` is the seed in use.
+    stop_reason : {None, "end", "length", "stop"}
+        Why it is over: the model ended it, `max_tokens`, or a stop string. None while it is not.
+    """
+
+    def __init__(
+        self,
+        ctx: Context,
+        prompt: str | bytes | Sequence[int] | ChatPrompt,
+        max_tokens: int | None,
+        sampling: Sampling | SupportsSample,
+        seq_id: int,
+        progress: Progress | None,
+        *,
+        grammar: str | Sampler | None = None,
+        json_schema: Mapping[str, Any] | bool | str | None = None,
+        stop: str | Iterable[str] = (),
+        pos0: int | None = None,
+        history: Sequence[int] = (),
+    ) -> None:
+        if max_tokens is not None and (not isinstance(max_tokens, Integral) or max_tokens < 1):
+            raise InvalidArgument(f"max_tokens={max_tokens!r} must be an integer from 1, or None for no limit")
+        if not (isinstance(sampling, Sampling) or hasattr(sampling, "sample")):
+            raise TypeError(f"sampling={sampling!r} must be a Sampling, a Sampler or have a method sample(ctx)")
+        self._ctx = ctx
+        self._vocab = ctx.vocab
+        self._pos = next_position(ctx, seq_id) if pos0 is None else pos0
+        self._seq_id = seq_id
+        self._max_tokens = max_tokens
+        self._progress = progress
+        self._batch = Batch()
+        self._over = False
+        self._stop = (stop,) if isinstance(stop, str) else tuple(stop)
+        chat = _as_chat(prompt)
+        if chat is not None:
+            self.prompt = next_tokens(ctx, chat.prompt, seq_id, pos0, parse_special=True)
+            self._stop += tuple(chat.stops)
+        else:
+            self.prompt = next_tokens(ctx, cast("str | Sequence[int]", prompt), seq_id, pos0)
+        self._watch = StopStrings(self._stop)
+        self._watched = StreamDecoder(self._vocab)
+        self.tokens: list[int] = []
+        self.stop_reason: StopReason | None = None
+        rules = _rules(self._vocab, chat, grammar, json_schema)
+        self.sampler: SupportsSample
+        if isinstance(sampling, Sampling):
+            self.sampler = sampling.picker(self._vocab, grammar=rules, history=[*history, *self.prompt])
+        elif rules is not None:
+            raise InvalidArgument(
+                "a sampler of your own has to follow the grammar itself: put Sampler.grammar (for a chat, "
+                "lloyal.chat.grammar_sampler) first in its chain, or give a Sampling"
+            )
+        else:
+            self.sampler = sampling
+
+    def __next__(self) -> int:
+        if self._over:
+            raise StopIteration
+        self._over = True  # and stays so if anything below raises
+        self._decode_pending()
+        token = self.sampler.sample(self._ctx)
+        if self._vocab.is_eog(token):
+            self.stop_reason = "end"
+            raise StopIteration
+        self.tokens.append(token)
+        undecoded.remember(self._ctx, self._seq_id, token)
+        if self._stop:
+            self._watch.feed(self._watched.feed(token))
+        if self._watch.found is not None:
+            self.stop_reason = "stop"
+        elif len(self.tokens) == self._max_tokens:
+            self.stop_reason = "length"
+        self._over = self.stop_reason is not None
+        return token
+
+    def text(self, stop: str | Iterable[str] = ()) -> Iterator[str]:
+        """The rest of the generation as text, in pieces that hold whole characters. Control tokens give no text.
+
+        Parameters
+        ----------
+        stop : str or iterable of str
+            More strings that end it. The text ends before the string; `tokens` has what was generated, the string
+            included.
+        """
+        decoder = StreamDecoder(self._vocab)
+        stops = StopStrings((*self._stop, *((stop,) if isinstance(stop, str) else stop)))
+        for token in self:
+            if piece := stops.feed(decoder.feed(token)):
+                yield piece
+            if stops.found is not None:
+                self.stop_reason, self._over = "stop", True
+                return
+        if piece := stops.feed(decoder.flush()) + stops.flush():
+            yield piece
+
+    def __repr__(self) -> str:
+        most = f" of at most {self._max_tokens}" if self._max_tokens is not None else ""
+        why = f", over: {self.stop_reason}" if self.stop_reason else ""
+        return f"<Generation in sequence {self._seq_id}: {len(self.tokens)}{most} tokens{why}>"
+
+    def _decode_pending(self) -> None:
+        if self.tokens:
+            self._batch.clear()
+            self._batch.add(self.tokens[-1], self._pos, self._seq_id, True)
+            self._ctx.decode(self._batch)
+            self._pos += 1
+        else:
+            self._pos = decode_tokens(
+                self._ctx, self._batch, self.prompt, self._seq_id, self._pos, True, self._progress
+            )
+
+
+def _as_chat(prompt: object) -> ChatPrompt | None:
+    # Without importing llama-common, which not every program needs.
+    return cast("ChatPrompt", prompt) if hasattr(prompt, "generation_prompt") else None
+
+
+def _rules(
+    vocab: Any,
+    chat: ChatPrompt | None,
+    grammar: str | Sampler | None,
+    json_schema: Mapping[str, Any] | bool | str | None,
+) -> str | Sampler | None:
+    """The one grammar that was asked for."""
+    asked = [name for name, value in (("grammar", grammar), ("json_schema", json_schema)) if value is not None]
+    if chat is not None and chat.grammar:
+        asked.append("the chat's own grammar")
+    if len(asked) > 1:
+        raise InvalidArgument(f"give one of {' and '.join(asked)}: a text cannot follow two grammars")
+    if json_schema is not None:
+        from lloyal.grammar import from_json_schema  # llama-common: loaded when it is needed
+
+        return from_json_schema(json_schema)
+    if chat is not None and chat.grammar:
+        from lloyal.chat import grammar_sampler
+
+        return grammar_sampler(vocab, chat)
+    return grammar
