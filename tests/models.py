@@ -92,6 +92,19 @@ class Recipe:
             self.vector(prefix + "attn_q_norm.weight", HEAD, 1.5)
             self.vector(prefix + "attn_k_norm.weight", HEAD, 1.5)
 
+    def biases(self, i: int) -> None:
+        """Zeros, as models of the GPT-2 family have them."""
+        sizes = {
+            "attn_norm": N_EMBD,
+            "ffn_norm": N_EMBD,
+            "attn_qkv": 3 * N_EMBD,
+            "attn_output": N_EMBD,
+            "ffn_up": N_FF,
+            "ffn_down": N_EMBD,
+        }
+        for name, n in sizes.items():
+            self.vector(f"blk.{i}.{name}.bias", n, 0.0)
+
     def feed_forward(self, layer: int) -> None:
         prefix = f"blk.{layer}."
         self.matrix(prefix + "ffn_gate.weight", N_EMBD, N_FF)
@@ -307,16 +320,7 @@ def gpt2(seed: int) -> Recipe:
         recipe.matrix(prefix + "attn_output.weight", N_EMBD, N_EMBD, 2.0)
         recipe.matrix(prefix + "ffn_up.weight", N_EMBD, N_FF)
         recipe.matrix(prefix + "ffn_down.weight", N_FF, N_EMBD)
-        biases = {
-            "attn_norm": N_EMBD,
-            "ffn_norm": N_EMBD,
-            "attn_qkv": 3 * N_EMBD,
-            "attn_output": N_EMBD,
-            "ffn_up": N_FF,
-            "ffn_down": N_EMBD,
-        }
-        for name, n in biases.items():
-            recipe.vector(f"{prefix}{name}.bias", n, 0.0)
+        recipe.biases(i)
     return recipe
 
 

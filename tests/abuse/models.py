@@ -39,16 +39,7 @@ def starcoder(seed: int = 0) -> Recipe:
     del recipe.keys["attention.max_alibi_bias"]
     recipe.vector("output_norm.bias", N_EMBD, 0.0)
     for i in range(N_LAYER):
-        biases = {
-            "attn_norm": N_EMBD,
-            "ffn_norm": N_EMBD,
-            "attn_qkv": 3 * N_EMBD,
-            "attn_output": N_EMBD,
-            "ffn_up": N_FF,
-            "ffn_down": N_EMBD,
-        }
-        for name, n in biases.items():
-            recipe.vector(f"blk.{i}.{name}.bias", n, 0.0)
+        recipe.biases(i)
     return recipe
 
 

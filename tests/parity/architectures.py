@@ -6,9 +6,13 @@ a test compares them with the run-time type that a program without any of lloyal
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import lloyal
 
 PLAIN = """
     arcee-dense arctic-moe baichuan-dense bailingmoe-moe bailingmoe2-moe bloom-dense chatglm-dense codeshell-dense
@@ -128,3 +132,13 @@ SAMPLE = (
 def chosen(condition: Callable[[Architecture], bool] = lambda arch: True) -> list[str]:
     """The names this run tests: the sample, or all with LLOYAL_TEST_FULL=1."""
     return [name for name in (sorted(ARCHITECTURES) if FULL else SAMPLE) if condition(ARCHITECTURES[name])]
+
+
+Contexts = Callable[..., lloyal.Context]
+
+
+@contextlib.contextmanager
+def contexts_of(model: lloyal.Model, common: dict[str, Any]) -> Iterator[Contexts]:
+    """Makes contexts with these parameters and more, and closes them."""
+    with contextlib.ExitStack() as made:
+        yield lambda **parameters: made.enter_context(lloyal.Context(model, **(common | parameters)))

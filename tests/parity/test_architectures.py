@@ -19,7 +19,7 @@ from lloyal import StateSeqFlags
 from lloyal.errors import Unsupported
 from tests.decode import distance, feed, feed_in_batches
 from tests.models import tokens
-from tests.parity.architectures import ARCHITECTURES, FULL, Architecture, chosen
+from tests.parity.architectures import ARCHITECTURES, FULL, Architecture, Contexts, chosen, contexts_of
 
 RING = 4
 CONTEXT: dict[str, Any] = {
@@ -40,19 +40,9 @@ NEXT = tokens(3, seed=2)
 
 
 @pytest.fixture
-def contexts(model: lloyal.Model) -> Iterator[Callable[..., lloyal.Context]]:
-    made: list[lloyal.Context] = []
-
-    def make(**parameters: Any) -> lloyal.Context:
-        made.append(lloyal.Context(model, **(CONTEXT | parameters)))
-        return made[-1]
-
-    yield make
-    for context in made:
-        context.close()
-
-
-Contexts = Callable[..., lloyal.Context]
+def contexts(model: lloyal.Model) -> Iterator[Contexts]:
+    with contexts_of(model, CONTEXT) as make:
+        yield make
 
 
 def architectures(condition: Callable[[Architecture], bool]) -> pytest.MarkDecorator:

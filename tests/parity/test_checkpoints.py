@@ -23,7 +23,7 @@ from lloyal.native import checkpoint as native
 from tests.checkpoints.raw_state import LAYERS_OF, parse
 from tests.decode import distance, feed
 from tests.models import tokens
-from tests.parity.architectures import Architecture, chosen
+from tests.parity.architectures import Architecture, Contexts, chosen, contexts_of
 
 N_CHECKPOINTS = 8
 N_SEQ = 4
@@ -39,19 +39,11 @@ NOT_SERIALIZED = {
 
 
 @pytest.fixture
-def contexts(model: lloyal.Model) -> Iterator[Callable[..., lloyal.Context]]:
-    made: list[lloyal.Context] = []
-
-    def make(**parameters: Any) -> lloyal.Context:
-        made.append(lloyal.Context(model, **(CONTEXT | parameters)))
-        return made[-1]
-
-    yield make
-    for context in made:
-        context.close()
+def contexts(model: lloyal.Model) -> Iterator[Contexts]:
+    with contexts_of(model, CONTEXT) as make:
+        yield make
 
 
-Contexts = Callable[..., lloyal.Context]
 with_memory = pytest.mark.parametrize("arch", chosen(lambda arch: arch.has_memory), indirect=True)
 # Shared rows lie in other cells than the twin's: without rounding to f16 that hardly moves logits.
 EXACT: dict[str, Any] = {"type_k": "f32", "type_v": "f32", "flash_attn": "off"}
