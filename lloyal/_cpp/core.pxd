@@ -4,7 +4,7 @@
 # one caller for the time of the call (core/calls.hpp); what computes graphs, by `computing`. Nothing else takes a box, but
 # for what never changes.
 
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
 from libcpp cimport bool
 from libcpp.memory cimport shared_ptr
 from libcpp.string cimport string
@@ -66,12 +66,8 @@ cdef extern from "memory/memory.hpp" namespace "lloyal" nogil:
     cppclass MemoryMap:
         MemoryKind kind
         bool unified
-        bool shared
         bool mrope
         bool v_trans
-        bool quantized
-        uint32_t n_rs_seq
-        bool has_recurrent() const
         int32_t window_begin(int32_t pos) const
 
 cdef extern from "core/handles.hpp" namespace "lloyal" nogil:
@@ -94,7 +90,6 @@ cdef extern from "core/handles.hpp" namespace "lloyal" nogil:
     cppclass ContextBox:
         ModelHandle model
         c.llama_context* ptr
-        uint64_t id
         MemoryMap map
     ctypedef shared_ptr[ContextBox] ContextHandle
 

@@ -39,8 +39,6 @@ cdef extern from "state/checkpoint.hpp" namespace "lloyal" nogil:
     Where where_cells "lloyal::Where::cells"
 
     cppclass CheckpointBox:
-        ContextHandle context
-        Where where
         bool partial
         int32_t seq
         Runs rows
@@ -56,7 +54,6 @@ cdef extern from "state/checkpoint.hpp" namespace "lloyal" nogil:
     ctypedef shared_ptr[CheckpointBox] CheckpointHandle
 
     cppclass CheckpointStore:
-        bool whole_only
         shared_ptr[BufferPool] pool
         int64_t budget_bytes
         bool evict

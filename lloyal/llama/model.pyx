@@ -1,7 +1,7 @@
 # cython: language_level=3
 """Models: weights, vocabulary and metadata, loaded once and shared by contexts."""
 
-from libc.stdint cimport int32_t, uint8_t
+from libc.stdint cimport int32_t
 from libcpp.string cimport string
 from libcpp.vector cimport vector
 

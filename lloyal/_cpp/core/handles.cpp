@@ -99,9 +99,7 @@ Status check_memory(const llama_model & model, const llama_context_params & para
     }
     if (need > have) {
         return Status(Code::invalid_argument, text("n_ctx=", n_ctx, " takes at least ", need >> 20,
-                                                   " MiB of cache, all "
-                                                   "devices together have ",
-                                                   have >> 20, " MiB"));
+                                                   " MiB of cache, all devices together have ", have >> 20, " MiB"));
     }
     return {};
 }
@@ -156,10 +154,10 @@ Status fit_sizes(const llama_model & model, llama_context_params & params) {
         return bad;
     }
     if (params.n_rs_seq > 0 && llm_arch_supports_rs_rollback(model.arch) && n_ubatch <= params.n_rs_seq + 1) {
-        return Status(Code::invalid_argument, text("n_rs_seq=", params.n_rs_seq,
-                                                   " needs micro-batches of more than n_rs_seq + 1 tokens: n_ctx, "
-                                                   "n_batch and n_ubatch leave ",
-                                                   n_ubatch));
+        return Status(Code::invalid_argument,
+                      text("n_rs_seq=", params.n_rs_seq,
+                           " needs micro-batches of more than n_rs_seq + 1 tokens: n_ctx, n_batch and n_ubatch leave ",
+                           n_ubatch));
     }
     if (model.arch == LLM_ARCH_T5 && !params.kv_unified && params.n_seq_max > 1) {
         return Status(Code::unsupported, text("kv_unified=False with n_seq_max=", params.n_seq_max,

@@ -94,12 +94,12 @@ struct ContextBox {
     PollFn poll = nullptr;
     int64_t poll_after_us = 0;
 
-    uint64_t generation = 0;         // counts everything that changes or invalidates the output buffers
-    std::vector<int32_t> output_row; // batch index -> output row of the last decode, -1 without output
+    uint64_t generation = 0;           // counts everything that changes or invalidates the output buffers
+    std::vector<int32_t> output_index; // batch index -> output of the last decode, -1 without one
     int32_t n_outputs = 0;
     bool graph_has_logits = true;  // some models have none, or none where there are embeddings
     bool has_logits = true;        // of the last batch
-    std::vector<SeqId> output_seq; // output row -> its sequence; only kept while there are `samplers`
+    std::vector<SeqId> output_seq; // output -> its sequence; only kept while there are `samplers`
 
     std::vector<bool> encoded; // by sequence: the last encode() had tokens of it (encoder-decoder models)
     uint64_t encoding = 0;     // names what the last encode() left behind: every later row depends on it
@@ -123,7 +123,7 @@ struct ContextBox {
 
     void drop_outputs() {
         ++generation;
-        output_row.clear();
+        output_index.clear();
         output_seq.clear();
         n_outputs = 0;
     }
@@ -160,10 +160,6 @@ inline bool context_enter(ContextBox & box) {
         lease_settle(box);
     }
     return true;
-}
-inline bool context_busy(const ContextBox & box) {
-    const Use use = box.use.load(std::memory_order_acquire);
-    return use == Use::busy || use == Use::stopping;
 }
 inline void context_leave(ContextBox & box) {
     box.use.store(Use::idle, std::memory_order_release);

@@ -27,9 +27,9 @@ Status lease_acquire(ContextBox & box, Lease kind, SeqId & out) noexcept {
                 return {};
             }
         }
-        return Status(Code::no_lease, text("all ", box.provenance.n_seq_max(),
-                                           " sequences are leased or in use: release "
-                                           "one, or raise n_seq_max (at most 256)"));
+        return Status(Code::no_lease,
+                      text("all ", box.provenance.n_seq_max(),
+                           " sequences are leased or in use: release one, or raise n_seq_max (at most 256)"));
     });
 }
 

@@ -66,10 +66,6 @@ std::array<llama_pos, 4> Batch::sections(size_t i) const {
     return sections_.empty() ? std::array<llama_pos, 4>{pos_[i], pos_[i], pos_[i], 0} : sections_[i];
 }
 
-bool Batch::wants_output() const {
-    return std::any_of(logits_.begin(), logits_.end(), [](int8_t flag) { return flag != 0; });
-}
-
 llama_batch Batch::view(uint32_t n_pos) {
     seq_ptr_.resize(size() + 1);
     for (size_t i = 0; i < size(); ++i) {

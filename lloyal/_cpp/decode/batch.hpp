@@ -54,7 +54,6 @@ class Batch {
     int32_t n_seq(size_t i) const { return n_seq_[i]; }
     llama_seq_id seq(size_t i, size_t k) const { return seq_[seq_begin_[i] + k]; }
     BatchEntry entry(size_t i) const; // throws std::out_of_range
-    bool wants_output() const;
 
     const float * embd(size_t i) const { return embd_.data() + i * size_t(n_embd_); }
     // The positions of a row without a token, for models that use four (M-RoPE); text repeats its one.

@@ -92,8 +92,7 @@ Status check_batch(const ContextBox & box, const Batch & batch, bool encoding, b
         }
         if (!box.samplers.empty() && batch.n_seq(i) > 1 && batch.logits(i)) {
             return invalid(text("index ", i, " wants an output for ", batch.n_seq(i),
-                                " sequences: with samplers on the "
-                                "back end an output belongs to one"));
+                                " sequences: with samplers on the back end an output belongs to one"));
         }
         for (int32_t k = 0; k < batch.n_seq(i); ++k) {
             const SeqId seq = batch.seq(i, k);
@@ -143,10 +142,10 @@ Status check_positions(const ContextBox & box, const Batch & batch) {
 
 void set_outputs(ContextBox & box, const Batch & batch, bool all) {
     box.drop_outputs();
-    box.output_row.assign(batch.size(), -1);
+    box.output_index.assign(batch.size(), -1);
     for (size_t i = 0; i < batch.size(); ++i) {
         if (all || batch.logits(i)) {
-            box.output_row[i] = box.n_outputs++;
+            box.output_index[i] = box.n_outputs++;
             if (!box.samplers.empty()) {
                 box.output_seq.push_back(batch.seq(i, 0));
             }
@@ -245,10 +244,11 @@ void record(ContextBox & box, const Batch & batch, bool complete, const std::vec
 
 Status failure(const ContextBox & box, int32_t rc, const Batch & batch) {
     const std::string log = log_last();
-    const char * kept = box.map.has_state() ? "a recurrent state cannot be taken back halfway, so the sequences of the "
-                                              "batch, and those whose state was being "
-                                              "moved for them, are empty now (see ctx.memory.seq_pos_max)"
-                                            : "what was finished stays in the memory (see ctx.memory.seq_pos_max)";
+    const char * kept =
+        box.map.has_state()
+            ? "a recurrent state cannot be taken back halfway, so the sequences of the batch, "
+              "and those whose state was being moved for them, are empty now (see ctx.memory.seq_pos_max)"
+            : "what was finished stays in the memory (see ctx.memory.seq_pos_max)";
     switch (rc) {
         case 1: return cache_full(batch);
         case 2: return Status(Code::aborted, text("the decode was aborted; ", kept), rc);

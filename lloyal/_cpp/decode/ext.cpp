@@ -24,7 +24,7 @@ Status check_layer(const ContextBox & box, int32_t layer) {
 
 // The index of a token of the last batch, whether it has an output or not.
 Status check_token(const ContextBox & box, int32_t i) {
-    const int32_t n = int32_t(box.output_row.size());
+    const int32_t n = int32_t(box.output_index.size());
     if (n == 0) {
         return Status(Code::no_logits, "there is nothing yet: nothing was decoded since this was turned on");
     }
@@ -93,14 +93,14 @@ Status context_set_nextn(ContextBox & box, bool value, bool masked) noexcept {
     });
 }
 
-Status nextn_row(ContextBox & box, int32_t i, const float *& out) noexcept {
+Status find_nextn(ContextBox & box, int32_t i, const float *& out) noexcept {
     return guarded(Code::no_logits, [&]() -> Status {
         const llama_cparams & params = box.ptr->get_cparams();
         if (!params.embeddings_nextn) {
             return Status(Code::no_logits, "set_embeddings_nextn(True) first");
         }
         int32_t row = 0;
-        Status status = params.embeddings_nextn_masked ? output_row(box, i, row) : check_token(box, i);
+        Status status = params.embeddings_nextn_masked ? output_index(box, i, row) : check_token(box, i);
         if (!status.ok()) {
             return status;
         }
@@ -139,7 +139,7 @@ Status context_set_layer_input(ContextBox & box, int32_t layer, bool value) noex
     });
 }
 
-Status layer_input_row(ContextBox & box, int32_t layer, int32_t i, const float *& out) noexcept {
+Status find_layer_input(ContextBox & box, int32_t layer, int32_t i, const float *& out) noexcept {
     return guarded(Code::no_logits, [&]() -> Status {
         if (Status status = check_layer(box, layer); !status.ok()) {
             return status;

@@ -28,11 +28,11 @@ Status context_set_causal(ContextBox & box, bool value) noexcept;
 
 // Hidden states for a multi-token-prediction head: for entries with outputs (`masked`), or for all.
 Status context_set_nextn(ContextBox & box, bool value, bool masked) noexcept;
-Status nextn_row(ContextBox & box, int32_t i, const float *& out) noexcept;
+Status find_nextn(ContextBox & box, int32_t i, const float *& out) noexcept;
 Status context_set_nextn_offset(ContextBox & box, int32_t offset) noexcept;
 
 // The input of layer `layer` for every token; the one past the last layer is the input of the head.
 Status context_set_layer_input(ContextBox & box, int32_t layer, bool value) noexcept;
-Status layer_input_row(ContextBox & box, int32_t layer, int32_t i, const float *& out) noexcept;
+Status find_layer_input(ContextBox & box, int32_t layer, int32_t i, const float *& out) noexcept;
 
 } // namespace lloyal

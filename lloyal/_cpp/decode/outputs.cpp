@@ -22,40 +22,40 @@ Status take_output(const ContextBox & box, const float * data, size_t n, float *
 Status check_fresh(const ContextBox & box, const Output & output) {
     return box.generation == output.generation
                ? Status()
-               : Status(Code::no_logits, "this view is stale: the context has decoded or restored since (use copy=True "
-                                         "to keep a row)");
+               : Status(Code::no_logits,
+                        "this view is stale: the context has decoded or restored since (use copy=True to keep a row)");
 }
 
 } // namespace
 
-Status output_row(const ContextBox & box, int32_t i, int32_t & row) {
-    if (box.output_row.empty()) {
+Status output_index(const ContextBox & box, int32_t i, int32_t & index) {
+    if (box.output_index.empty()) {
         return Status(Code::no_logits,
                       "there are no outputs: nothing was decoded since the context was made, restored or failed");
     }
-    const int32_t n = int32_t(box.output_row.size());
+    const int32_t n = int32_t(box.output_index.size());
     if (i < 0 ? i < -box.n_outputs : i >= n) {
         return Status(Code::no_logits, i < 0 ? text("index ", i, ": the last batch has ", box.n_outputs, " outputs")
                                              : text("index ", i, ": the last batch has ", n, " tokens"));
     }
-    if (i >= 0 && box.output_row[size_t(i)] < 0) {
+    if (i >= 0 && box.output_index[size_t(i)] < 0) {
         return Status(Code::no_logits, text("token ", i, " of the last batch was added with logits=False"));
     }
-    row = i < 0 ? box.n_outputs + i : box.output_row[size_t(i)];
+    index = i < 0 ? box.n_outputs + i : box.output_index[size_t(i)];
     return {};
 }
 
-SeqId output_seq(const ContextBox & box, int32_t row) {
-    return box.output_seq.empty() ? -1 : box.output_seq[size_t(row)];
+SeqId output_seq(const ContextBox & box, int32_t index) {
+    return box.output_seq.empty() ? -1 : box.output_seq[size_t(index)];
 }
 
-Status logits_row(ContextBox & box, int32_t i, const float *& out) noexcept {
+Status find_logits(ContextBox & box, int32_t i, const float *& out) noexcept {
     return guarded(Code::no_logits, [&]() -> Status {
-        int32_t row = 0;
-        if (Status status = output_row(box, i, row); !status.ok()) {
+        int32_t index = 0;
+        if (Status status = output_index(box, i, index); !status.ok()) {
             return status;
         }
-        if (const SeqId seq = output_seq(box, row); box.samplers.find(seq) != box.samplers.end()) {
+        if (const SeqId seq = output_seq(box, index); box.samplers.find(seq) != box.samplers.end()) {
             return Status(Code::no_logits, text("output ", i, " was sampled on the back end by the chain of sequence ",
                                                 seq, ", its logits were not kept: see sampled_logits()"));
         }
@@ -63,15 +63,15 @@ Status logits_row(ContextBox & box, int32_t i, const float *& out) noexcept {
             return Status(Code::no_logits, text("this model computes no logits",
                                                 box.memory ? " with embeddings=True, nor in encode()" : ""));
         }
-        out = llama_get_logits_ith(box.ptr, row - box.n_outputs); // from the end: a batch in slices has other indices
+        out = llama_get_logits_ith(box.ptr, index - box.n_outputs); // from the end: a batch in slices has other indices
         return out ? Status() : Status(Code::no_logits, text("this context computes no logits for index ", i));
     });
 }
 
-Status embeddings_row(ContextBox & box, int32_t i, const float *& out) noexcept {
+Status find_embedding(ContextBox & box, int32_t i, const float *& out) noexcept {
     return guarded(Code::no_logits, [&]() -> Status {
-        int32_t row = 0;
-        if (Status status = output_row(box, i, row); !status.ok()) {
+        int32_t index = 0;
+        if (Status status = output_index(box, i, index); !status.ok()) {
             return status;
         }
         if (llama_pooling_type(box.ptr) != LLAMA_POOLING_TYPE_NONE || !box.ptr->get_cparams().embeddings) {
@@ -84,13 +84,13 @@ Status embeddings_row(ContextBox & box, int32_t i, const float *& out) noexcept 
     });
 }
 
-Status embeddings_seq(ContextBox & box, SeqId seq, const float *& out) noexcept {
+Status find_pooled(ContextBox & box, SeqId seq, const float *& out) noexcept {
     return guarded(Code::no_logits, [&]() -> Status {
         Status bad;
         if (!valid_seq(box, seq, "seq_id", bad)) {
             return bad;
         }
-        if (box.output_row.empty()) {
+        if (box.output_index.empty()) {
             return Status(Code::no_logits, "there are no outputs: nothing was decoded yet");
         }
         out = llama_get_embeddings_seq(box.ptr, seq);
@@ -100,9 +100,9 @@ Status embeddings_seq(ContextBox & box, SeqId seq, const float *& out) noexcept 
     });
 }
 
-Status logits_rows(ContextBox & box, const float *& out, int32_t & n) noexcept {
+Status all_logits(ContextBox & box, const float *& out, int32_t & n) noexcept {
     for (int32_t i = -1; i >= -std::max(box.n_outputs, 1); --i) {
-        if (Status status = logits_row(box, i, out); !status.ok()) {
+        if (Status status = find_logits(box, i, out); !status.ok()) {
             return status;
         }
     }
@@ -113,8 +113,8 @@ Status logits_rows(ContextBox & box, const float *& out, int32_t & n) noexcept {
     });
 }
 
-Status embeddings_rows(ContextBox & box, const float *& out, int32_t & n) noexcept {
-    if (Status status = embeddings_row(box, -1, out); !status.ok()) {
+Status all_embeddings(ContextBox & box, const float *& out, int32_t & n) noexcept {
+    if (Status status = find_embedding(box, -1, out); !status.ok()) {
         return status;
     }
     return guarded(Code::no_logits, [&]() -> Status {
@@ -143,39 +143,39 @@ size_t n_layer_input(const ContextBox & box) {
 
 Status read_logits(ContextBox & box, int32_t i, float * out, size_t room, Output & output) noexcept {
     const float * data = nullptr;
-    Status status = logits_row(box, i, data);
+    Status status = find_logits(box, i, data);
     return status.ok() ? take_output(box, data, n_logits(box), out, room, output) : status;
 }
 
 Status read_embedding(ContextBox & box, int32_t i, float * out, size_t room, Output & output) noexcept {
     const float * data = nullptr;
-    Status status = embeddings_row(box, i, data);
+    Status status = find_embedding(box, i, data);
     return status.ok() ? take_output(box, data, n_embedding(box), out, room, output) : status;
 }
 
 Status read_pooled(ContextBox & box, SeqId seq, float * out, size_t room, Output & output) noexcept {
     const float * data = nullptr;
-    Status status = embeddings_seq(box, seq, data);
+    Status status = find_pooled(box, seq, data);
     return status.ok() ? take_output(box, data, n_pooled(box), out, room, output) : status;
 }
 
 Status read_nextn(ContextBox & box, int32_t i, float * out, size_t room, Output & output) noexcept {
     const float * data = nullptr;
-    Status status = nextn_row(box, i, data);
+    Status status = find_nextn(box, i, data);
     return status.ok() ? take_output(box, data, n_embedding(box), out, room, output) : status;
 }
 
 Status read_layer_input(ContextBox & box, int32_t layer, int32_t i, float * out, size_t room,
                         Output & output) noexcept {
     const float * data = nullptr;
-    Status status = layer_input_row(box, layer, i, data);
+    Status status = find_layer_input(box, layer, i, data);
     return status.ok() ? take_output(box, data, n_layer_input(box), out, room, output) : status;
 }
 
 Status read_all(ContextBox & box, bool embeddings, std::vector<float> & out, int32_t & n_rows) noexcept {
     return guarded(Code::no_logits, [&]() -> Status {
         const float * data = nullptr;
-        Status status = embeddings ? embeddings_rows(box, data, n_rows) : logits_rows(box, data, n_rows);
+        Status status = embeddings ? all_embeddings(box, data, n_rows) : all_logits(box, data, n_rows);
         if (status.ok()) {
             const size_t width = embeddings ? n_embedding(box) : n_logits(box);
             out.assign(data, data + size_t(n_rows) * width);

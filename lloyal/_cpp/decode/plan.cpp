@@ -315,8 +315,8 @@ Status plan_decode(ContextBox & box, const Batch & batch, std::vector<Batch> & s
         return {};
     }
     return cut_up(box, batch,
-                  text("the batch is computed in several parts, and the later ones would take cells of the "
-                       "sliding-window cache that the earlier ones need"),
+                  text("the batch is computed in several parts, "
+                       "and the later ones would take cells of the sliding-window cache that the earlier ones need"),
                   slices);
 }
 

@@ -110,8 +110,8 @@ Status decide_removal(ContextBox & box, SeqId seq, Pos p0, Pos p1, std::vector<R
         return Status(Code::unsupported,
                       text("positions ", begin, " to ", end - 1, " of sequence ", seq, " cannot be taken out of ",
                            memory_kind_name(box.map.kind),
-                           " memory: what the earlier tokens need is gone; restore a checkpoint, or remove the "
-                           "whole sequence and decode it again"));
+                           " memory: what the earlier tokens need is gone; "
+                           "restore a checkpoint, or remove the whole sequence and decode it again"));
     }
     removal.rest = rows.without({{begin, end}});
     out.push_back(std::move(removal));

@@ -67,9 +67,9 @@ Status check_tensors(const llama_model & model, const llama_adapter_lora & adapt
                           text(path, ": the two halves of token_embd.weight have ranks ", a->ne[0], " and ", b->ne[0]));
         }
         if (model.output && std::string(ggml_get_name(model.output)) == "token_embd.weight") {
-            return Status(Code::unsupported, path +
-                                                 " adapts token_embd.weight, which is this model's output matrix too: "
-                                                 "llama.cpp cannot do that");
+            return Status(
+                Code::unsupported,
+                path + " adapts token_embd.weight, which is this model's output matrix too: llama.cpp cannot do that");
         }
     }
     return {};

@@ -37,8 +37,7 @@ Status check_hparams(const llama_model & model) {
     for (const auto & [key, value] : eps) {
         if (!std::isfinite(value) || value < 0) {
             return Status(Code::load_failed, text("the metadata's attention.", key, " is ", value,
-                                                  ": it must be finite and not "
-                                                  "negative"));
+                                                  ": it must be finite and not negative"));
         }
     }
     for (uint32_t il = 0; llama_model_rope_type(&model) != LLAMA_ROPE_TYPE_NONE && il < hparams.n_layer(); ++il) {

@@ -181,8 +181,7 @@ Status pick(SamplerBox & box, llama_token_data_array array, llama_token & out) {
     }
     if (array.selected < 0 || size_t(array.selected) >= array.size) {
         return refused(text("the ", llama_sampler_name(box.ptr),
-                            " picks no token: end the chain with greedy, dist, "
-                            "mirostat, mirostat_v2 or adaptive_p"));
+                            " picks no token: end the chain with greedy, dist, mirostat, mirostat_v2 or adaptive_p"));
     }
     const llama_token_data & picked = array.data[array.selected];
     if (!(picked.logit > -INFINITY)) {
@@ -259,7 +258,7 @@ Status sample(SamplerBox & box, ContextBox & context, int32_t i, llama_token & o
             }
         }
         const float * row = nullptr;
-        if (Status status = logits_row(context, i, row); !status.ok()) {
+        if (Status status = find_logits(context, i, row); !status.ok()) {
             return status;
         }
         return sample_row(box, row, llama_vocab_n_tokens(llama_model_get_vocab(context.model->ptr)), out);
@@ -357,8 +356,7 @@ Status sampler_copy(SamplerBox & from, SamplerBox & to) noexcept {
         settle(to);
         if (sampler_config(from.ptr) != sampler_config(to.ptr)) {
             return refused(text("the state of a ", llama_sampler_name(from.ptr),
-                                " can only be copied to one with the same "
-                                "samplers and parameters"));
+                                " can only be copied to one with the same samplers and parameters"));
         }
         copy_native(from.ptr, to.ptr);
         to.searches.clear();

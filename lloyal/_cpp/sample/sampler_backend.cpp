@@ -49,8 +49,8 @@ Status check_attachable(const ContextBox & context, SamplerBox & box) {
         }
         if (!ordered && (type == SamplerType::greedy || type == SamplerType::logit_bias)) {
             return refused(text("on a back end ", name,
-                                " takes candidate i for token i, which top_k, top_p and temp(0) "
-                                "before it make wrong: put it before them",
+                                " takes candidate i for token i, which top_k, top_p and temp(0) before it make wrong: "
+                                "put it before them",
                                 type == SamplerType::greedy ? ", or use llama_dist" : ""));
         }
         if (n_left == 1 && type == SamplerType::temp_ext) {
@@ -126,7 +126,7 @@ Status context_set_sampler(const ContextHandle & handle, SeqId seq, const Sample
 Status backend_output(ContextBox & context, int32_t i, BackendSample & out) noexcept {
     return guarded(Code::no_logits, [&]() -> Status {
         int32_t row = 0;
-        if (Status status = output_row(context, i, row); !status.ok()) {
+        if (Status status = output_index(context, i, row); !status.ok()) {
             return status;
         }
         out = {};
@@ -148,7 +148,7 @@ Status backend_output(ContextBox & context, int32_t i, BackendSample & out) noex
 Status backend_sample(const SamplerBox & sampler, ContextBox & context, int32_t i, BackendSample & out) noexcept {
     return guarded(Code::no_logits, [&]() -> Status {
         int32_t row = 0;
-        if (Status status = output_row(context, i, row); !status.ok()) {
+        if (Status status = output_index(context, i, row); !status.ok()) {
             return status;
         }
         const SeqId seq = output_seq(context, row);
@@ -160,9 +160,8 @@ Status backend_sample(const SamplerBox & sampler, ContextBox & context, int32_t 
         if (found == context.samplers.end()) {
             out = {};
             return sampler.was_attached
-                       ? refused(text("this chain runs on the back end for another sequence than that of "
-                                      "output ",
-                                      i, ": use a clone()"))
+                       ? refused(text("this chain runs on the back end for another sequence than that of output ", i,
+                                      ": use a clone()"))
                        : Status();
         }
         return backend_output(context, i, out);

@@ -54,11 +54,10 @@ void check_reserve(ggml_backend_buffer_type_t buft, size_t size, int64_t reserve
     }
     const size_t kept = size_t(reserve > 0 ? reserve : std::max(MIN_RESERVE, int64_t(total / 50)));
     if (free < size || free - size < kept) {
-        throw DeviceMemoryError(std::string(ggml_backend_dev_name(device)) + " has " + std::to_string(free) +
-                                " bytes free, the checkpoint needs " + std::to_string(size) + " more and " +
-                                std::to_string(kept) +
-                                " are left for computing: release some, keep it on the host, or lower "
-                                "ctx.checkpoints.reserve");
+        throw DeviceMemoryError(
+            std::string(ggml_backend_dev_name(device)) + " has " + std::to_string(free) +
+            " bytes free, the checkpoint needs " + std::to_string(size) + " more and " + std::to_string(kept) +
+            " are left for computing: release some, keep it on the host, or lower ctx.checkpoints.reserve");
     }
 }
 

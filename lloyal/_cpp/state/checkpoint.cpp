@@ -126,8 +126,10 @@ Status check_checkpointable(const ContextBox & box, SeqId seq, const char * name
         return Status(Code::unsupported, "this context works on the memory of its parent: checkpoint the parent's");
     }
     if (box.map.split) {
-        return Status(Code::unsupported, "split_mode=\"tensor\" spreads each row over several devices, which cannot be "
-                                         "copied out exactly: load the model with another split_mode");
+        return Status(
+            Code::unsupported,
+            "split_mode=\"tensor\" spreads each row over several devices, which cannot be copied out exactly: "
+            "load the model with another split_mode");
     }
     return valid_seq(box, seq, name, bad) ? Status() : bad;
 }

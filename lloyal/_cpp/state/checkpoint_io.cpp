@@ -67,9 +67,10 @@ RecurrentShape recurrent_shape(const ContextBox & box, Pos pos) {
 
 Status check_kind(const ContextBox & box, const CheckpointStore & store) {
     if (store.whole_only) {
-        return Status(Code::unsupported, text("checkpoints of ", memory_kind_name(box.map.kind),
-                                              " memory cannot be serialized: llama.cpp's own format for it cannot be "
-                                              "checked before it is read"));
+        return Status(
+            Code::unsupported,
+            text("checkpoints of ", memory_kind_name(box.map.kind),
+                 " memory cannot be serialized: llama.cpp's own format for it cannot be checked before it is read"));
     }
     return {};
 }

@@ -51,8 +51,8 @@ Status check_device(const ContextBox & box, uint32_t flags) {
     const bool recurrent_only = map.kind == MemoryKind::recurrent || (partial && map.has_recurrent() && !map.window);
     if (map.quantized && !recurrent_only) {
         return Status(Code::unsupported,
-                      "LLAMA_STATE_SEQ_FLAGS_ON_DEVICE copies 1/32 of a quantized cache and corrupts it: use "
-                      "ctx.checkpoint(where=\"device\"), or the host flags");
+                      "LLAMA_STATE_SEQ_FLAGS_ON_DEVICE copies 1/32 of a quantized cache and corrupts it: "
+                      "use ctx.checkpoint(where=\"device\"), or the host flags");
     }
     return map.split
                ? Status(Code::unsupported, "LLAMA_STATE_SEQ_FLAGS_ON_DEVICE does not work with split_mode=\"tensor\"")
@@ -114,9 +114,10 @@ Status check_pending(const ContextBox & box) {
             for (const llama_seq_id seq : cell.seq_id) {
                 const uint32_t pending = recurrent->rs_idx[size_t(seq)];
                 if (any && pending != first) {
-                    return Status(Code::unsupported, text("sequence ", seq,
-                                                          " shares its state with another and has a "
-                                                          "rollback pending: decode a token first"));
+                    return Status(
+                        Code::unsupported,
+                        text("sequence ", seq,
+                             " shares its state with another and has a rollback pending: decode a token first"));
                 }
                 first = pending;
                 any = true;
@@ -342,22 +343,22 @@ Status state_seq_set_data(ContextBox & box, const uint8_t * data, size_t size, S
             std::memcpy(&trailer, data + native, DEVICE_TRAILER);
             if (trailer.context_id != box.id) {
                 return Status(Code::state_mismatch,
-                              "not a device state of this context: its tensors are in another context (or it is a host "
-                              "state, or damaged)");
+                              "not a device state of this context: "
+                              "its tensors are in another context (or it is a host state, or damaged)");
             }
             SeqId source;
             std::memcpy(&source, data + 4, sizeof source);
             const auto found = box.raw_states.slots.find(source);
             if (found == box.raw_states.slots.end()) {
-                return Status(Code::state_mismatch, text("sequence ", source,
-                                                         " was never saved on its device here: the bytes "
-                                                         "of this device state were changed"));
+                return Status(Code::state_mismatch,
+                              text("sequence ", source,
+                                   " was never saved on its device here: the bytes of this device state were changed"));
             }
             if (found->second.save_number != trailer.save_number) {
                 return Status(Code::stale_checkpoint,
                               text("this device state is stale: sequence ", source,
-                                   " was saved again since, and "
-                                   "llama.cpp keeps one per sequence (ctx.checkpoint() keeps any number)"));
+                                   " was saved again since, "
+                                   "and llama.cpp keeps one per sequence (ctx.checkpoint() keeps any number)"));
             }
             const RawDeviceState & slot = found->second;
             if (slot.flags != flags) {

@@ -370,8 +370,7 @@ Status restore_parts(Restore & restore) {
     restore.plan(false);
     if (!restore.fits(true)) {
         return Status(Code::cache_full, text("the state has ", restore.ck.rows.size(),
-                                             " rows, and there are too few free cells even without "
-                                             "what sequence ",
+                                             " rows, and there are too few free cells even without what sequence ",
                                              dest, " holds: free another sequence, or raise n_ctx"));
     }
     if (Status status = or_empty([&] { restore.read_into(dest); }); !status.ok()) {
@@ -478,13 +477,12 @@ Status check_layout(ContextBox & from, ContextBox & to) {
         return status;
     }
     if (a.tensors != b.tensors) {
-        return Status(Code::state_mismatch,
-                      "the other context's cache is laid out differently: it needs the same model, "
-                      "cache types, flash attention and kv_unified");
+        return Status(Code::state_mismatch, "the other context's cache is laid out differently: "
+                                            "it needs the same model, cache types, flash attention and kv_unified");
     }
     if (a.rope != b.rope) {
-        return Status(Code::state_mismatch, "the other context rotates its keys differently: it needs the same rope "
-                                            "settings (some models change theirs with n_ctx)");
+        return Status(Code::state_mismatch, "the other context rotates its keys differently: "
+                                            "it needs the same rope settings (some models change theirs with n_ctx)");
     }
     return {};
 }
@@ -502,8 +500,7 @@ Status check_lease(const CheckpointBox & ck) {
         return {};
     }
     return Status(Code::stale_checkpoint, text("the cells of this checkpoint (sequence ", ck.lease,
-                                               ") were changed: the memory was cleared or "
-                                               "restored as a whole"));
+                                               ") were changed: the memory was cleared or restored as a whole"));
 }
 
 Status checkpoint_restore(CheckpointBox & ck, ContextBox & box, SeqId dest) noexcept {
@@ -522,9 +519,8 @@ Status checkpoint_restore(CheckpointBox & ck, ContextBox & box, SeqId dest) noex
             return status;
         }
         if (ck.encoding != box.encoding) {
-            return Status(Code::stale_checkpoint,
-                          "the state belongs to what encode() had left when it was taken; another text, or another "
-                          "context's, is encoded here");
+            return Status(Code::stale_checkpoint, "the state belongs to what encode() had left when it was taken; "
+                                                  "another text, or another context's, is encoded here");
         }
         const bool elsewhere = ck.context.get() != &box;
         if (elsewhere && ck.where == Where::cells) {
@@ -552,9 +548,7 @@ Status checkpoint_restore(CheckpointBox & ck, ContextBox & box, SeqId dest) noex
         if (needs_prefix && !(box.provenance.of(dest).slice(0, ck.rows.end()) == ck.rows)) {
             return Status(Code::stale_checkpoint,
                           text("a partial checkpoint needs the rows it was taken on: sequence ", dest,
-                               " no longer holds "
-                               "the same rows up to position ",
-                               ck.pos_max));
+                               " no longer holds the same rows up to position ", ck.pos_max));
         }
         const Status status = restore_rows(box, store, ck, dest);
         if (status.ok()) {
