@@ -2,11 +2,11 @@
 """What is laid over a model's weights: low-rank adapters (LoRA) and control vectors, set per context."""
 
 from collections.abc import Iterable
-from lloyal.llama.base import ContextBase
+from lloyal.llama.base import Closing, ContextBase
 from lloyal.llama.model import Model
 from numpy.typing import NDArray
 from os import PathLike
-from typing import Any, Self
+from typing import Any
 from typing_extensions import Buffer
 
 StrPath = str | PathLike[str]
@@ -14,7 +14,7 @@ BufferLike = Buffer | NDArray[Any]
 
 __all__ = ["LoraAdapter", "set_adapter_cvec", "set_adapters_lora"]
 
-class LoraAdapter:
+class LoraAdapter(Closing):
     """A LoRA adapter, loaded for one model (``llama_adapter_lora``). Apply it with `Context.set_adapters_lora`.
 
     It keeps the model's weights alive, and the contexts it is set on keep it alive: it may be closed at any time.
@@ -45,8 +45,6 @@ class LoraAdapter:
         """Drop this object's hold on the adapter; it is freed when no context uses it. Releases the GIL."""
     @property
     def closed(self) -> bool: ...
-    def __enter__(self) -> Self: ...
-    def __exit__(self, *exc_info: object) -> None: ...
     @property
     def metadata(self) -> dict[str, str]:
         """The file's scalar metadata as strings; arrays are left out, as in llama.cpp's own accessor."""

@@ -9,7 +9,7 @@ cimport lloyal._cpp.core as core
 cimport lloyal._cpp.model as cmodel
 from lloyal.llama.args cimport as_double, as_int32, as_integer
 cimport lloyal.libllama.llama as c
-from lloyal.llama.base cimport ContextBase
+from lloyal.llama.base cimport Closing, ContextBase
 from lloyal.llama.model cimport Model
 from lloyal.llama.status cimport check, check_process
 
@@ -21,7 +21,7 @@ from lloyal.llama.load import check_file
 __all__ = ["LoraAdapter", "set_adapter_cvec", "set_adapters_lora"]
 
 
-cdef class LoraAdapter:
+cdef class LoraAdapter(Closing):
     """A LoRA adapter, loaded for one model (``llama_adapter_lora``). Apply it with `Context.set_adapters_lora`.
 
     It keeps the model's weights alive, and the contexts it is set on keep it alive: it may be closed at any time.
@@ -77,12 +77,6 @@ cdef class LoraAdapter:
     @property
     def closed(self) -> bool:
         return not self.handle
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exc_info):
-        self.close()
 
     @property
     def metadata(self) -> dict[str, str]:

@@ -1,6 +1,9 @@
 cimport lloyal._cpp.core as core
 
-cdef class ContextBase:
+cdef class Closing:
+    pass
+
+cdef class ContextBase(Closing):
     cdef core.ContextHandle handle
     cdef object __weakref__
 

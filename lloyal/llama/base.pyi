@@ -1,11 +1,17 @@
 # Written by tools/stubs.py from base.pyx.
-"""What every part of a context stands on: its handle, and closing it."""
+"""What the classes of handles stand on: closing them, and the handle of a context."""
 
 from typing import Self
 
-__all__ = ["ContextBase"]
+__all__ = ["Closing", "ContextBase"]
 
-class ContextBase:
+class Closing:
+    """What a ``with`` block closes at its end."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *exc_info: object) -> None: ...
+
+class ContextBase(Closing):
     """The handle of a context. Not for direct use: see `Context`."""
 
     def close(self) -> None:
@@ -16,5 +22,3 @@ class ContextBase:
         """
     @property
     def closed(self) -> bool: ...
-    def __enter__(self) -> Self: ...
-    def __exit__(self, *exc_info: object) -> None: ...

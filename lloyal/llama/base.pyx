@@ -1,15 +1,25 @@
 # cython: language_level=3
-"""What every part of a context stands on: its handle, and closing it."""
+"""What the classes of handles stand on: closing them, and the handle of a context."""
 
 cimport lloyal._cpp.core as core
 from lloyal.llama.status cimport check_process
 
 from lloyal.errors import Closed
 
-__all__ = ["ContextBase"]
+__all__ = ["Closing", "ContextBase"]
 
 
-cdef class ContextBase:
+cdef class Closing:
+    """What a ``with`` block closes at its end."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc_info):
+        self.close()
+
+
+cdef class ContextBase(Closing):
     """The handle of a context. Not for direct use: see `Context`."""
 
     cdef core.ContextHandle pin(self) except *:
@@ -32,9 +42,3 @@ cdef class ContextBase:
     @property
     def closed(self) -> bool:
         return not self.handle
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exc_info):
-        self.close()

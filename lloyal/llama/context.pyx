@@ -2,7 +2,6 @@
 """Contexts: a model at work, with its memory and its outputs."""
 
 from libc.stdint cimport int32_t
-from libcpp cimport bool as cbool
 
 cimport lloyal._cpp.core as core
 cimport lloyal.libllama.ggml as g
@@ -19,7 +18,6 @@ from lloyal.llama.status cimport check
 from lloyal.llama.vocab cimport wrap_vocab
 
 import dataclasses
-import threading
 
 from lloyal.errors import InvalidArgument, LoadFailed
 from lloyal.llama import adapter, decode, ext, outputs, sampling_backend, state

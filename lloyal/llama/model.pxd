@@ -1,6 +1,7 @@
 cimport lloyal._cpp.core as core
+from lloyal.llama.base cimport Closing
 
-cdef class Model:
+cdef class Model(Closing):
     cdef core.ModelHandle handle
     cdef readonly object params  # ModelParams
     cdef readonly object path  # str

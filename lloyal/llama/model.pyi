@@ -3,18 +3,19 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from lloyal.llama.backend import Device
+from lloyal.llama.base import Closing
 from lloyal.llama.params import ModelParams
 from lloyal.llama.vocab import Vocab
 from numpy import float32
 from numpy.typing import NDArray
 from os import PathLike
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 StrPath = str | PathLike[str]
 
 __all__ = ["Model"]
 
-class Model:
+class Model(Closing):
     """A loaded GGUF model (``llama_model``).
 
     It keeps alive the devices and overrides it was loaded with; contexts, vocabularies and samplers made from it keep
@@ -54,8 +55,6 @@ class Model:
         """Drop this object's hold on the weights; they are freed when nothing else uses them. Releases the GIL."""
     @property
     def closed(self) -> bool: ...
-    def __enter__(self) -> Self: ...
-    def __exit__(self, *exc_info: object) -> None: ...
     @property
     def vocab(self) -> Vocab:
         """The vocabulary; it keeps the model alive."""

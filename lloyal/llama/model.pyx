@@ -10,6 +10,7 @@ cimport lloyal._cpp.model as cmodel
 cimport lloyal.libllama.llama as c
 cimport lloyal.libllama.llama_ext as x
 from lloyal.llama.backend cimport ensure_started, wrap_device
+from lloyal.llama.base cimport Closing
 from lloyal.llama.load cimport load
 from lloyal.llama.status cimport check, check_process
 from lloyal.llama.vocab cimport wrap_vocab
@@ -25,7 +26,7 @@ from lloyal.llama.params import ModelParams, exact, from_keywords, signature
 __all__ = ["Model"]
 
 
-cdef class Model:
+cdef class Model(Closing):
     """A loaded GGUF model (``llama_model``).
 
     It keeps alive the devices and overrides it was loaded with; contexts, vocabularies and samplers made from it keep
@@ -95,12 +96,6 @@ cdef class Model:
     @property
     def closed(self) -> bool:
         return not self.handle
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exc_info):
-        self.close()
 
     @property
     def vocab(self) -> Vocab:

@@ -6,7 +6,7 @@ other; one of them, usually the last, must pick (greedy, dist, mirostat, mirosta
 """
 
 from collections.abc import Iterable, Mapping
-from lloyal.llama.base import ContextBase
+from lloyal.llama.base import Closing, ContextBase
 from lloyal.llama.candidates import Candidates
 from lloyal.llama.vocab import Vocab
 from numpy.typing import ArrayLike, NDArray
@@ -17,7 +17,7 @@ BufferLike = Buffer | NDArray[Any]
 
 __all__ = ["Sampler"]
 
-class Sampler:
+class Sampler(Closing):
     """A sampler or a chain of them (``llama_sampler``). Made by its class methods.
 
     A sampler that reads a vocabulary keeps the model alive. One caller at a time: a second thread inside gets `Busy`.
@@ -28,8 +28,6 @@ class Sampler:
         """Drop this object's hold on the sampler. A call in another thread, or a context that runs it, keeps it."""
     @property
     def closed(self) -> bool: ...
-    def __enter__(self) -> Self: ...
-    def __exit__(self, *exc_info: object) -> None: ...
     @classmethod
     def greedy(cls) -> Self:
         """Pick the most probable token, the first of equals."""

@@ -15,7 +15,7 @@ cimport lloyal._cpp.core as core
 cimport lloyal._cpp.sample as csample
 cimport lloyal.libllama.llama as c
 from lloyal.llama.args cimport as_int32
-from lloyal.llama.base cimport ContextBase
+from lloyal.llama.base cimport Closing, ContextBase
 cimport lloyal.llama.sampler_init as init
 from lloyal.llama.status cimport check
 from lloyal.llama.vocab cimport Vocab
@@ -38,7 +38,7 @@ cdef Sampler _wrap(csample.SamplerHandle& handle):
     return sampler
 
 
-cdef class Sampler:
+cdef class Sampler(Closing):
     """A sampler or a chain of them (``llama_sampler``). Made by its class methods.
 
     A sampler that reads a vocabulary keeps the model alive. One caller at a time: a second thread inside gets `Busy`.
@@ -62,12 +62,6 @@ cdef class Sampler:
     @property
     def closed(self) -> bool:
         return not self.handle
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exc_info):
-        self.close()
 
     # Constructors (sampler_init.pyx)
 
@@ -387,23 +381,22 @@ cdef class Sampler:
 
     def chain_get(self, i: int) -> Sampler:
         """A clone of the `i`-th sampler of the chain, from 0 (``llama_sampler_chain_get``)."""
-        cdef csample.SamplerHandle handle
-        cdef csample.SamplerHandle link
-        cdef int32_t index = as_int32(i, "i")
-        cdef core.Status status
-        handle = self.pin()
-        status = csample.chain_get(handle, index, link)
-        check(status)
-        return _wrap(link)
+        return self._link(i, False)
 
     def chain_remove(self, i: int) -> Sampler:
         """Take the `i`-th sampler out of the chain and return it (``llama_sampler_chain_remove``)."""
+        return self._link(i, True)
+
+    cdef Sampler _link(self, object i, bint remove):
         cdef csample.SamplerHandle handle
         cdef csample.SamplerHandle link
         cdef int32_t index = as_int32(i, "i")
         cdef core.Status status
         handle = self.pin()
-        status = csample.chain_remove(handle, index, link)
+        if remove:
+            status = csample.chain_remove(handle, index, link)
+        else:
+            status = csample.chain_get(handle, index, link)
         check(status)
         return _wrap(link)
 

@@ -8,6 +8,7 @@ import re
 import pytest
 
 from tests.contracts.source import PACKAGE, ROOT
+from tests.contracts.test_rings import PLACE
 
 # The places of ARCHITECTURE.md; a new one is written there first.
 FOLDERS = {"_cpp", "bench", "checkpoint", "cli", "libllama", "llama", "models", "native"}
@@ -53,3 +54,15 @@ def test_the_page_places_changes_where_there_is_something():
         paths = re.findall(r"`([\w.]+(?:/[\w.]+)+)`", row)
         assert paths, row
         assert all((ROOT / path).exists() for path in paths), row
+
+
+def test_the_page_has_every_module_in_its_ring():
+    page = (ROOT / "ARCHITECTURE.md").read_text()
+    shown = {}
+    for ring, names in re.findall(r"^\| (\d) \| `([^`]+)` \|", page, re.MULTILINE):
+        shown |= dict.fromkeys((name.split("/")[0] for name in names.split()), int(ring))
+    top = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or path.name in FOLDERS} - {
+        "__init__",
+        "__main__",
+    }
+    assert shown == {name: PLACE[f"lloyal.{name}"][0] for name in top}
