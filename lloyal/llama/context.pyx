@@ -20,7 +20,7 @@ from lloyal.llama.vocab cimport wrap_vocab
 import dataclasses
 
 from lloyal.errors import InvalidArgument, LoadFailed
-from lloyal.llama import adapter, decode, ext, outputs, sampling_backend, state
+from lloyal.llama import adapter, decode, ext, outputs, sampler_backend, state
 from lloyal.llama.params import ContextParams, default_threads, exact, from_keywords, signature
 
 __all__ = ["Context"]
@@ -680,7 +680,7 @@ cdef class Context(ContextBase):
         """
         adapter.set_adapter_cvec(self, data, il_start, il_end)
 
-    # sampling_backend.pyx: samplers in the graph
+    # sampler_backend.pyx: samplers in the graph
 
     def set_sampler(self, seq_id: int, Sampler sampler or None) -> None:
         """Let a chain run on the back end for the outputs of a sequence (``llama_set_sampler``), or none any more.
@@ -708,14 +708,14 @@ cdef class Context(ContextBase):
         -----
         Invalidates logits: outputs of the sequence have none from the next decode on. Releases the GIL.
         """
-        sampling_backend.set_sampler(self, seq_id, sampler)
+        sampler_backend.set_sampler(self, seq_id, sampler)
 
     def sampled_token(self, index: int = -1) -> int | None:
         """The token that the back end picked for one output (``llama_get_sampled_token_ith``), or None.
 
         `Sampler.sample` returns the same one and accepts it. Raises `NoLogits` for an entry without output.
         """
-        return sampling_backend.sampled_token(self, index)
+        return sampler_backend.sampled_token(self, index)
 
     def sampled_probs(self, index: int = -1) -> Logits | None:
         """The probabilities of the candidates, if the back end computed them (``llama_get_sampled_probs_ith``).
@@ -725,7 +725,7 @@ cdef class Context(ContextBase):
         Logits or None
             A view as of `Context.logits`, float32, shape (n,), in the order of `sampled_candidates`.
         """
-        return sampling_backend.sampled_probs(self, index)
+        return sampler_backend.sampled_probs(self, index)
 
     def sampled_logits(self, index: int = -1) -> Logits | None:
         """The logits of the candidates as the back end left them (``llama_get_sampled_logits_ith``).
@@ -735,7 +735,7 @@ cdef class Context(ContextBase):
         Logits or None
             A view as of `Context.logits`, float32, shape (n,), in the order of `sampled_candidates`.
         """
-        return sampling_backend.sampled_logits(self, index)
+        return sampler_backend.sampled_logits(self, index)
 
     def sampled_candidates(self, index: int = -1) -> NDArray[int32] | None:
         """The tokens that were left on the back end (``llama_get_sampled_candidates_ith``).
@@ -745,7 +745,7 @@ cdef class Context(ContextBase):
         ndarray of int32, shape (n,), or None
             An array of its own.
         """
-        return sampling_backend.sampled_candidates(self, index)
+        return sampler_backend.sampled_candidates(self, index)
 
     def __repr__(self):
         if self.closed:

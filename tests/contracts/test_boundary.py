@@ -26,7 +26,7 @@ def ids(path: Path) -> str:
 
 
 # Modules of functions over a context or a sampler, which its methods call.
-FUNCTIONS = "(?:adapter|decode|ext|init|outputs|sampling_backend|state)"
+FUNCTIONS = "(?:adapter|decode|ext|init|outputs|sampler_backend|state)"
 
 # What may be asked of a context or sampler while another thread is inside: what never changes, or is atomic.
 ANY_TIME = {

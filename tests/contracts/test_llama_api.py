@@ -50,7 +50,7 @@ BY_ANOTHER_WAY = {
     "llama_get_model": ("context.pxd", "model"),
     "llama_sampler_get_seed": ("sampler.pyx", "seed"),
     "llama_sampler_sample": ("sampler.pyx", "sample"),
-    "llama_get_sampled_candidates_count_ith": ("sampling_backend.pyx", "sampled_candidates"),
+    "llama_get_sampled_candidates_count_ith": ("sampler_backend.pyx", "sampled_candidates"),
     # parameters are words, checked against the header's names by the loader and by other contracts
     "llama_load_mode_name": ("params.py", "use_mmap"),
     "llama_load_mode_from_str": ("params.py", "use_mlock"),

@@ -1,4 +1,4 @@
-# Written by tools/stubs.py from sampling_backend.pyx.
+# Written by tools/stubs.py from sampler_backend.pyx.
 """Samplers that run in a context's graph, on its device: what a decode brings back is the token, not the logits."""
 
 from lloyal.llama.base import ContextBase
