@@ -1,8 +1,8 @@
 """Files that lie: mutated GGUF files are loaded, computed with, tokenized with, quantized and attached as adapters.
 
-    python -P -m tests.fuzz.gguf --seconds 60 --seed 1     random files
-    python -P -m tests.fuzz.gguf --types                   every type of tensor in every role of every recipe
-    python -P -m tests.fuzz.gguf --seed 1 --only 4711      one file again, with what native code says
+    python -P tests/fuzz/gguf.py --seconds 60 --seed 1     random files
+    python -P tests/fuzz/gguf.py --types                   every type of tensor in every role of every recipe
+    python -P tests/fuzz/gguf.py --seed 1 --only 4711      one file again, with what native code says
 
 The oracle: the process that did it lives, within 10 s of its time and its share of memory. Errors of ours are what a
 file that lies should give. Workers take many files each; one that dies is replaced, and the file is a finding.

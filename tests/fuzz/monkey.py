@@ -1,6 +1,6 @@
 """The API monkey: random calls of everything public, with arguments that are right, wrong, at the edge, or lie.
 
-    python -P -m tests.fuzz.monkey --seconds 60 --seed 1
+    python -P tests/fuzz/monkey.py --seconds 60 --seed 1
 
 The oracle knows nothing about what a call should do. The process must not die or hang (10 s a line, 6 GiB), no
 context, sampler or batch may be left busy, and what is raised must be one of `lloyal.errors` or a builtin that blames
@@ -13,8 +13,14 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+import types
 from pathlib import Path
 from typing import Any
+
+if not __package__:  # started as a script: `tests` without the checkout on the path, where lloyal/ is not compiled
+    _tests = types.ModuleType("tests")
+    _tests.__path__ = [str(Path(__file__).resolve().parents[1])]
+    sys.modules["tests"] = _tests
 
 from tests.fuzz.harness import Worker, shrink
 
@@ -73,6 +79,7 @@ def main() -> int:
     options = parser.parse_args()
     monkey = Monkey(options.seed)
     start = time.monotonic()
+    n_found = 0
     try:
         if options.replay:
             lines = [line for line in options.replay.read_text().splitlines() if line and line[0] != "#"]
@@ -82,14 +89,16 @@ def main() -> int:
         while options.keep_going and time.monotonic() - start < options.seconds:
             if more := monkey.run(options.seconds - (time.monotonic() - start)):
                 lines, problem = more
+                n_found += 1
                 last = problem["message"].strip().splitlines()
                 print(f"{problem['kind']}: {lines[-1][:200]}\n    {last[0][:100]} ... {last[-1][:160]}", flush=True)
         found = None if options.keep_going else monkey.run(options.seconds)
         took = time.monotonic() - start
         print(f"{monkey.lines} lines in {monkey.histories} histories, {took:.0f} s, seed {options.seed}", flush=True)
         if found is None:
-            print("" if options.keep_going else "nothing found")
-            return 0
+            print(f"{n_found} found")
+            return int(n_found > 0)
+        print(f"found after {took:.1f} s")
         lines, problem = found
         if not options.no_shrink:
             lines = monkey.shrink(lines, problem, 120.0)

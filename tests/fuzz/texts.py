@@ -298,7 +298,10 @@ def main() -> None:
         except Finding as finding:
             print(finding)
         return fuzz.worker.stop()
+    began = time.monotonic()
     fuzz.run(args.seconds, 1 if args.stop else 10**9)
+    if args.stop and fuzz.findings:
+        print(f"# {fuzz.findings[0][1]}\nfound after {time.monotonic() - began:.1f} s")
     for end, n in sorted(fuzz.ends.items()):
         print(f"{n:7} {end}")
     print(f"{fuzz.n} texts, {len(fuzz.findings)} findings")
