@@ -6,6 +6,8 @@ from libc.stdint cimport int32_t
 cimport lloyal._cpp.core as core
 cimport lloyal.libllama.ggml as g
 cimport lloyal.libllama.llama as c
+cimport lloyal.llama.decode as decode
+cimport lloyal.llama.outputs as outputs
 from lloyal.llama.args cimport as_integer
 from lloyal.llama.base cimport ContextBase
 from lloyal.llama.batch cimport Batch
@@ -20,7 +22,7 @@ from lloyal.llama.vocab cimport wrap_vocab
 import dataclasses
 
 from lloyal.errors import InvalidArgument, LoadFailed
-from lloyal.llama import adapter, decode, ext, outputs, sampler_backend, state
+from lloyal.llama import adapter, ext, sampler_backend, state
 from lloyal.llama.params import ContextParams, default_threads, exact, from_keywords, signature
 
 __all__ = ["Context"]
@@ -172,11 +174,11 @@ cdef class Context(ContextBase):
         -----
         Invalidates logits and embeddings. Releases the GIL. Ctrl-C stops it between graph nodes (CPU back end).
         """
-        decode.decode(self, batch)
+        decode.run(self, batch, False, False, False)
 
     def encode(self, Batch batch not None) -> None:
         """Compute a batch with the encoder, without memory (``llama_encode``). Raises like `decode`."""
-        decode.encode(self, batch)
+        decode.run(self, batch, True, False, False)
 
     def process(self, type: Literal["decode", "encode"], BatchExt batch not None) -> None:
         """Compute an extended batch (``llama_process``). Raises like `decode` or `encode`."""

@@ -11,7 +11,7 @@ from lloyal.llama.status cimport check
 
 from lloyal.errors import InvalidArgument
 
-__all__ = ["decode", "encode", "process"]
+__all__ = []
 
 
 cdef int run(ContextBase ctx, Batch batch, bint encoding, bint tenant, bint ext) except -1:
@@ -37,18 +37,7 @@ cdef int run(ContextBase ctx, Batch batch, bint encoding, bint tenant, bint ext)
     return 0
 
 
-def decode(ContextBase ctx not None, Batch batch not None) -> None:
-    """`Context.decode`."""
-    run(ctx, batch, False, False, False)
-
-
-def encode(ContextBase ctx not None, Batch batch not None) -> None:
-    """`Context.encode`."""
-    run(ctx, batch, True, False, False)
-
-
-def process(ContextBase ctx not None, type: Literal["decode", "encode"], BatchExt batch not None) -> None:
-    """`Context.process`."""
+cdef int process(ContextBase ctx, object type, BatchExt batch) except -1:
     if type not in ("decode", "encode"):
         raise InvalidArgument(f"type={type!r} must be 'decode' or 'encode'")
-    run(ctx, batch.build(ctx), type == "encode", False, True)
+    return run(ctx, batch.build(ctx), type == "encode", False, True)

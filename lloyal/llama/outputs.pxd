@@ -1,5 +1,6 @@
 cimport lloyal._cpp.core as core
 cimport lloyal._cpp.decode as cdecode
+from lloyal.llama.base cimport ContextBase
 
 # Where a row is copied to: `array` is None, and `start` null, if it is not.
 cdef class OutputCopy:
@@ -20,3 +21,7 @@ cdef class Logits:
     cdef bint _stale(self)
 
 cdef Logits wrap_output(core.ContextHandle& handle, cdecode.Output& output)
+
+# `Context` has these as methods; they are called for every token.
+cdef object logits(ContextBase ctx, object index, object copy, object out)
+cdef object embeddings(ContextBase ctx, object index, object seq_id, object copy, object out)

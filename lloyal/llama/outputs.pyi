@@ -1,15 +1,11 @@
 # Written by tools/stubs.py from outputs.pyx.
 """Views of a context's outputs, which belong to the context and are overwritten by its next decode."""
 
-from lloyal.llama.base import ContextBase
 from numpy import float32
 from numpy.typing import DTypeLike, NDArray
 from typing import Any, overload
-from typing_extensions import Buffer
 
-BufferLike = Buffer | NDArray[Any]
-
-__all__ = ["Logits", "embeddings", "logits"]
+__all__ = ["Logits"]
 
 class Logits:
     """One row of outputs: a view of float32 values that the context owns.
@@ -30,9 +26,3 @@ class Logits:
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]: ...
     def __repr__(self) -> str: ...
     def __buffer__(self, flags: int, /) -> memoryview: ...
-
-def logits(ctx: ContextBase, index: int, copy: bool, out: BufferLike | None) -> Any:
-    """`Context.logits`."""
-
-def embeddings(ctx: ContextBase, index: int | None, seq_id: int | None, copy: bool, out: BufferLike | None) -> Any:
-    """`Context.embeddings`."""

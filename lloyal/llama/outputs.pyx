@@ -13,7 +13,7 @@ from lloyal.llama.status cimport check
 
 from lloyal.errors import InvalidArgument
 
-__all__ = ["Logits", "embeddings", "logits"]
+__all__ = ["Logits"]
 
 cdef object _KEY = object()  # a bare __new__ would make one that points nowhere
 
@@ -158,8 +158,7 @@ cdef class Logits:
         return stale
 
 
-def logits(ContextBase ctx not None, index: int, copy: bool, out: BufferLike | None) -> Any:
-    """`Context.logits`."""
+cdef object logits(ContextBase ctx, index: int, copy: bool, out: BufferLike | None):
     cdef core.ContextHandle handle
     cdef core.Status status
     cdef cdecode.Output output
@@ -173,9 +172,7 @@ def logits(ContextBase ctx not None, index: int, copy: bool, out: BufferLike | N
     return wrap_output(handle, output) if into.array is None else into.array
 
 
-def embeddings(ContextBase ctx not None, index: int | None, seq_id: int | None, copy: bool,
-               out: BufferLike | None) -> Any:
-    """`Context.embeddings`."""
+cdef object embeddings(ContextBase ctx, index: int | None, seq_id: int | None, copy: bool, out: BufferLike | None):
     cdef core.ContextHandle handle
     cdef core.Status status
     cdef cdecode.Output output

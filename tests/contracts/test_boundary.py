@@ -132,7 +132,7 @@ NUMBERS = re.compile(r"^(?:int|float)(?: \| None)?$")
 @pytest.mark.parametrize("path", CYTHON, ids=ids)
 def test_numbers_are_converted_once_and_used_as_converted(path: Path) -> None:
     wrong = []
-    for name, arguments, lines in functions(path, r"def|cdef csample\.SamplerHandle"):
+    for name, arguments, lines in functions(path, r"def|cdef (?:csample\.SamplerHandle|object)"):
         for argument in (a for a, kind in arguments.items() if NUMBERS.match(kind)):
             converted = 0
             for number, line in lines:

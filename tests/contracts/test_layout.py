@@ -66,3 +66,16 @@ def test_the_page_has_every_module_in_its_ring():
         "__main__",
     }
     assert shown == {name: PLACE[f"lloyal.{name}"][0] for name in top}
+
+
+def test_the_page_names_what_there_is():
+    """Of how a failure travels: every name in it is one of the sources."""
+    page = (ROOT / "ARCHITECTURE.md").read_text()
+    table = page.partition("## How a failure travels")[2].partition("\n## ")[0]
+    names = set(re.findall(r"`(?:\w+\.)?(\w+)(?:\(\))?`", table)) - {"noexcept"}
+    read = [path for path in PACKAGE.rglob("*") if path.suffix in (".py", ".pyx", ".pxd", ".hpp", ".cpp")]
+    sources = "\n".join(path.read_text() for path in [*read, *(ROOT / "vendor").glob("*.h")])
+    assert len(names) > 15
+    assert {name for name in names if not re.search(rf"\b{name}\b", sources)} == set()
+    paths = re.findall(r"`([\w.]+(?:/[\w.]+)+)`", table)
+    assert all((ROOT / path).exists() or (PACKAGE / path).exists() for path in paths)

@@ -37,6 +37,7 @@ class Collector : public llama_io_write_i {
         }
     }
     size_t n_bytes() override { return meta.size() + n_tensor_bytes_; }
+    size_t n_tensor_bytes() const { return n_tensor_bytes_; }
 
   private:
     size_t n_tensor_bytes_ = 0;
