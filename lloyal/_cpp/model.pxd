@@ -41,7 +41,7 @@ cdef extern from "model/quantize.hpp" namespace "lloyal" nogil:
     Status split_files(const string& path, vector[string]& out)
     bool can_quantize_to "lloyal::is_weight_type"(g.ggml_type type)
     Status quantize(const string& source, const string& target, c.llama_model_quantize_params params,
-                         const QuantizeInputs& inputs)
+                    const QuantizeInputs& inputs)
 
 cdef extern from "model/rpc.hpp" namespace "lloyal" nogil:
     cppclass RpcConnection:
@@ -54,7 +54,7 @@ cdef extern from "model/rpc.hpp" namespace "lloyal" nogil:
     string rpc_endpoint(g.ggml_backend_dev_t device)
     void model_keep(ModelBox& model, const RpcHandle& connection)
     Status rpc_serve(const string& endpoint, const string& cache_dir, size_t n_threads,
-                          vector[g.ggml_backend_dev_t]& devices)
+                     vector[g.ggml_backend_dev_t]& devices)
 
 cdef extern from "model/vocab.hpp" namespace "lloyal" nogil:
     Status tokenize(const c.llama_vocab* vocab, const char* data, size_t size, bool add_special, bool parse_special,

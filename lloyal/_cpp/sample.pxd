@@ -45,10 +45,10 @@ cdef extern from "sample/dist.hpp" namespace "lloyal" nogil:
 
 cdef extern from "sample/sampler_init.hpp" namespace "lloyal" nogil:
     Status grammar_init(const ModelHandle& model, const string& grammar, const string& root, bool lazy,
-                             const vector[string]& patterns, const vector[c.llama_token]& tokens, SamplerHandle& out)
+                        const vector[string]& patterns, const vector[c.llama_token]& tokens, SamplerHandle& out)
     Status penalties_init(int32_t n_vocab, int32_t last_n, float repeat, float freq, float present, SamplerHandle& out)
     Status dry_init(const ModelHandle& model, float multiplier, float base, int32_t allowed_length,
-                         int32_t last_n, const vector[string]& breakers, SamplerHandle& out)
+                    int32_t last_n, const vector[string]& breakers, SamplerHandle& out)
     Status infill_init(const ModelHandle& model, SamplerHandle& out)
 
 cdef extern from "sample/sampler_backend.hpp" namespace "lloyal" nogil:

@@ -76,6 +76,7 @@ cdef class Context(ContextBase):
     """
 
     __signature__ = signature(ContextParams, "model")
+
     def __init__(self, Model model not None, params: ContextParams | None = None, **keywords: Unpack[ContextParams]):
         cdef c.llama_context_params native = c.llama_context_default_params()
         cdef core.ModelHandle weights = model.pin()

@@ -3,7 +3,6 @@
 
 from libc.stdint cimport int32_t
 from libcpp.string cimport string
-from libcpp.vector cimport vector
 
 cimport lloyal._cpp.core as core
 cimport lloyal._cpp.model as cmodel

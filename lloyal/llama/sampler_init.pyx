@@ -102,7 +102,7 @@ cdef csample.SamplerHandle penalties(n_vocab: int, penalty_last_n: int, penalty_
     if not 0.0 < repeat:
         raise InvalidArgument(f"penalty_repeat={repeat:g} must be above 0; 1 is off")
     status = csample.penalties_init(as_n_vocab(n_vocab), as_window(penalty_last_n, "penalty_last_n"), repeat,
-                              as_real(penalty_freq, "penalty_freq"), as_real(penalty_present, "penalty_present"), handle)
+                                    as_real(penalty_freq, "penalty_freq"), as_real(penalty_present, "penalty_present"), handle)
     check(status)
     return handle
 
@@ -155,7 +155,7 @@ cdef csample.SamplerHandle infill(Vocab vocab) except *:
 
 
 cdef csample.SamplerHandle _grammar(Vocab vocab, object grammar, object root, bint lazy, object patterns,
-                                   object tokens) except *:
+                                    object tokens) except *:
     cdef core.ModelHandle model = vocab.handle
     cdef csample.SamplerHandle handle
     cdef core.Status status

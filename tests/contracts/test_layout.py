@@ -35,6 +35,17 @@ def test_a_class_is_in_the_file_of_its_noun(file, name):
     assert classes(file) == {name}
 
 
+def test_a_class_is_not_split_into_bases():
+    """What ring 1 derives from: the `with` statement, and the handle that others need to know of a context."""
+    bases = {
+        (match[1], match[2])
+        for path in PACKAGE.rglob("*.pyx")
+        for match in re.finditer(r"^cdef class (\w+)\((\w+)\)", path.read_text(), re.MULTILINE)
+    }
+    assert {cls for cls, base in bases if base == "ContextBase"} == {"Context"}
+    assert {base for _, base in bases} == {"Closing", "ContextBase"}
+
+
 def test_a_command_is_a_file():
     """Those that are no command are what all of them share."""
     registered = set(

@@ -91,8 +91,8 @@ def test_names_stay_where_users_import_them(module, names):
 
 
 def test_a_name_that_is_not_there_is_refused():
-    with pytest.raises(AttributeError, match="Modle"):
-        importlib.import_module("lloyal.checkpoint").Modle  # noqa: B018
+    with pytest.raises(AttributeError, match="NoSuchName"):
+        importlib.import_module("lloyal.checkpoint").NoSuchName  # noqa: B018
 
 
 def test_the_version_and_signatures_are_there():
