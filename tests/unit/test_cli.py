@@ -441,3 +441,9 @@ def test_what_a_command_line_gets_wrong_is_said_at_once(monkeypatch, tmp_path):
         result = call("bench", "checkpoint", "--plot", str(path))
         assert said in result.stderr
         assert result.exit_code == 1
+
+
+def test_the_demo_shows_any_model():
+    result = call_json("demo", "--tokens", "64", "-m", lloyal.models.path("nano-draft"))
+    assert [one["model"] for one in result["models"]] == ["nano-draft"]
+    assert result["identical"]
