@@ -9,7 +9,7 @@ from weakref import WeakSet
 
 from lloyal import llama
 from lloyal.checkpoint.budget import Checkpoints
-from lloyal.checkpoint.place import PLACES, choose_place
+from lloyal.checkpoint.place import PLACES, Place, choose_place
 from lloyal.checkpoint.value import Checkpoint
 from lloyal.errors import InvalidArgument, Unsupported
 from lloyal.model import Model
@@ -30,7 +30,7 @@ class Context(llama.Context):
         """The live checkpoints, their bytes and their budget."""
         return Checkpoints(self)  # not kept: it holds this object, and a cycle would delay freeing the context
 
-    def checkpoint(self, seq_id: int = 0, *, where: str = "device", partial: bool = False) -> Checkpoint:
+    def checkpoint(self, seq_id: int = 0, *, where: Place = "device", partial: bool = False) -> Checkpoint:
         """Keep the state of a sequence as a value.
 
         Parameters
@@ -61,10 +61,10 @@ class Context(llama.Context):
         """
         if where not in PLACES:
             raise InvalidArgument(f"where={where!r} must be one of {', '.join(map(repr, PLACES))}")
-        reason = "asked for"
+        place, reason = str(where), "asked for"
         if where == "auto":
-            where, reason = choose_place(self, seq_id, partial)
-        return Checkpoint._take(self, seq_id, where, partial, reason)
+            place, reason = choose_place(self, seq_id, partial)
+        return Checkpoint._take(self, seq_id, place, partial, reason)
 
     @property
     def fingerprint(self) -> dict[str, str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from lloyal import Checkpoint, Context, StateSeqFlags
 from lloyal.bench.timing import Side, Timing, alternate, ratio, timed
+from lloyal.checkpoint.place import Place
 from lloyal.decoding import prefill
 from lloyal.errors import NoLease, Unsupported
 from lloyal.native import checkpoint as native
@@ -124,7 +125,8 @@ def _ways(ctx: Context, state: bytes) -> list[_Way]:
     for name, flags in RAW.items():
         with contextlib.suppress(Unsupported):  # ON_DEVICE on a quantized cache
             ways.append(_raw_way(ctx, name, flags, state))
-    for where in ("host", "device", "cells"):
+    places: tuple[Place, ...] = ("host", "device", "cells")
+    for where in places:
         with contextlib.suppress(Unsupported, NoLease):  # cells, where the memory or n_seq_max has none to share
             ways.append(_our_way(ctx, where, False, state))
     ways.append(_next_way(ctx, state))
@@ -148,7 +150,7 @@ def _raw_way(ctx: Context, name: str, flags: StateSeqFlags, state: bytes) -> _Wa
     return _Way(name, save, restore, len(expected), expected)
 
 
-def _our_way(ctx: Context, where: str, only_part: bool, state: bytes) -> _Way:
+def _our_way(ctx: Context, where: Place, only_part: bool, state: bytes) -> _Way:
     """`only_part`: one token is decoded and taken back; otherwise the restore finds the sequence empty."""
 
     def restore() -> float:
@@ -239,7 +241,7 @@ def _measure_lockstep(ctx: Context, n_tokens: int, rounds: int) -> dict[str, Any
     return {"n_sequences": N_TOGETHER, "n_rows": n_rows, **ratios, "n_copies": n_copies, "identical": identical}
 
 
-def _save(ctx: Context, where: str, only_part: bool) -> float:
+def _save(ctx: Context, where: Place, only_part: bool) -> float:
     taken: list[Checkpoint] = []
     seconds = timed(lambda: taken.append(ctx.checkpoint(0, where=where, partial=only_part)))
     taken[0].release()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from lloyal.native import checkpoint as native
 from lloyal.native.lease import lease_available
@@ -10,9 +10,10 @@ from lloyal.native.lease import lease_available
 if TYPE_CHECKING:
     from lloyal.context import Context
 
-__all__ = ["PLACES", "choose_place"]
+__all__ = ["PLACES", "Place", "choose_place"]
 
-PLACES = ("device", "host", "cells", "auto")
+Place = Literal["device", "host", "cells", "auto"]
+PLACES: tuple[str, ...] = get_args(Place)
 
 
 def choose_place(ctx: Context, seq_id: int, partial: bool) -> tuple[str, str]:

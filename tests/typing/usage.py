@@ -74,3 +74,24 @@ def devices() -> None:
     assert_type(found[0].memory, tuple[int, int])
     assert_type(lloyal.models.path("nano"), str)
     assert_type(lloyal.live_handles(), dict[str, int])
+
+
+def text(ctx: Context, model: Model) -> None:
+    ctx.checkpoint(0, where="host")
+    ctx.checkpoint(0, where="disk")  # type: ignore[arg-type]
+    Context(model, type_k="q3_k")  # type: ignore[arg-type]
+    Context(model, pooling="mean", flash_attn="auto")
+    made = lloyal.generate(ctx, "x", json_schema={"type": "object"}, stop=["\n"])
+    assert_type(list(made), list[int])
+    lloyal.generate(ctx, "x", temperature=0.5)  # type: ignore[arg-type]
+    talk = lloyal.Conversation(ctx, system="x")
+    assert_type(talk.say("hi").read(), str)
+    assert_type(lloyal.chat.builtin_templates(), list[str])
+    if made.stop_reason == "lenght":  # type: ignore[comparison-overlap]
+        raise AssertionError
+    lloyal.generate(ctx, [1, 2], sampling=Own())
+
+
+class Own:
+    def sample(self, ctx: lloyal.llama.Context, index: int = -1, /) -> int:
+        return ctx.logits(index).argmax()
