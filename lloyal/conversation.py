@@ -20,7 +20,7 @@ from lloyal.errors import CacheFull, InvalidArgument, NoLease, OutOfDeviceMemory
 from lloyal.generation import Generation, StopReason, generate
 from lloyal.llama import Vocab
 from lloyal.sampling import Sampling
-from lloyal.tokenization import StreamDecoder
+from lloyal.tokenization import StopStrings, StreamDecoder
 
 __all__ = ["Conversation", "Reply", "stream"]
 
@@ -47,8 +47,8 @@ class Conversation:
         Jinja source instead of the model's own template. A model without one gets ChatML.
     tools : sequence of mapping
         Functions the model may call, as chat completion APIs take them.
-    **variables
-        Further arguments of `ChatTemplates.apply`, such as ``enable_thinking=False``.
+    chat_template_kwargs : mapping, optional
+        Further arguments of `ChatTemplates.apply`: ``{"enable_thinking": False}``, variables of the template.
 
     Attributes
     ----------
@@ -66,7 +66,7 @@ class Conversation:
         sampling: Sampling | None = None,
         template: str | None = None,
         tools: Sequence[Message] = (),
-        **variables: Any,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         self.ctx = ctx
         self.messages: list[dict[str, Any]] = [dict(message) for message in messages]
@@ -75,10 +75,11 @@ class Conversation:
         self._templates = ChatTemplates(ctx.model, template)
         self._sampling = sampling
         self._tools = tuple(tools)
-        self._variables = variables
+        self._variables = dict(chat_template_kwargs or {})
         self._seq_id = seq_id
         self._held = _held.setdefault(ctx, {}).setdefault(seq_id, _Held())
         self._turns: list[tuple[int, Checkpoint]] = []  # tokens each stands for; the longest last
+        self._keeps_turns = True
         self._reply: Reply | None = None
 
     def say(
@@ -94,7 +95,7 @@ class Conversation:
         tool_choice: str = "auto",
         progress: Progress | None = None,
     ) -> Reply:
-        """Say something, and get the answer as it comes.
+        """Say something, and get the answer as it comes. An answer that still runs ends here.
 
         Parameters
         ----------
@@ -118,8 +119,7 @@ class Conversation:
         Returns
         -------
         Reply
-            Its text by iteration. The message before and the answer are part of `messages` once it is over, or once the
-            next thing is said.
+            Its text by iteration. It is part of `messages` once it is over, or once the next thing is said.
 
         Raises
         ------
@@ -157,7 +157,7 @@ class Conversation:
             history=tokens[:-1],
         )
         self.messages.append(said)
-        self._reply = Reply(self.ctx, self._seq_id, generation, prompt, self.messages)
+        self._reply = Reply(self.ctx, self._seq_id, tokens, generation, prompt, self.messages)
         return self._reply
 
     def rewind(self, n: int = 1) -> None:
@@ -170,17 +170,18 @@ class Conversation:
         InvalidArgument
             So much was not said. Nothing was changed.
         """
-        self._finish()
         turns = [i for i, message in enumerate(self.messages) if message.get("role") == "user"]
         if not isinstance(n, int) or not 0 <= n <= len(turns):
             raise InvalidArgument(f"n={n!r} must be from 0 to {len(turns)}, the number of things the user said")
+        self._finish()
         if n:
             del self.messages[turns[-n] :]
 
     def _read(self, tokens: list[int], progress: Progress | None) -> None:
         """Make the sequence hold these tokens."""
         memory, held = self.ctx.memory, self._held
-        if memory.version(self._seq_id) != held.version:  # somebody else was here
+        if memory.version(self._seq_id) != held.version or memory.seq_pos_max(self._seq_id) + 1 != len(held.tokens):
+            # Somebody else was here.
             memory.seq_rm(self._seq_id)
             held.tokens = []
         n_same = self._go_back(_n_common(held.tokens, tokens))
@@ -216,7 +217,7 @@ class Conversation:
 
     def _keep(self, n: int) -> None:
         """Where a trim may not bring the beginning of a turn back, a small checkpoint does."""
-        if self.ctx.memory.kind == "attention" or n == 0:
+        if not self._keeps_turns or self.ctx.memory.kind == "attention" or n == 0:
             return
         try:
             self._turns.append((n, self.ctx.checkpoint(self._seq_id, partial=True)))
@@ -248,13 +249,20 @@ class Reply(Iterator[str]):
     """
 
     def __init__(
-        self, ctx: Context, seq_id: int, generation: Generation, prompt: ChatPrompt, messages: list[dict[str, Any]]
+        self,
+        ctx: Context,
+        seq_id: int,
+        tokens: list[int],
+        generation: Generation,
+        prompt: ChatPrompt,
+        messages: list[dict[str, Any]],
     ) -> None:
         self.generation = generation
         self.text = ""
         self.message: dict[str, Any] | None = None
         self._ctx = ctx
         self._seq_id = seq_id
+        self._tokens = tokens  # of the chat before it
         self._prompt = prompt
         self._messages = messages
         self._pieces: Iterator[str] = generation.text()
@@ -304,8 +312,9 @@ class Reply(Iterator[str]):
         if self.message is not None:
             return
         self._pieces = iter(())
-        held = _held[self._ctx][self._seq_id]
-        held.note(self._ctx, self._seq_id, [*held.tokens, *self.generation.prompt, *self.generation.tokens])
+        # If it was the last to write there: otherwise what is held is somebody else's to say.
+        if self.generation.version == self._ctx.memory.version(self._seq_id):
+            _held[self._ctx][self._seq_id].note(self._ctx, self._seq_id, [*self._tokens, *self.generation.tokens])
         self.message = self._as_message()
         self._messages.append(self.message)
 
@@ -339,16 +348,19 @@ def stream(
     tools: Sequence[Message] = (),
     tool_choice: str = "auto",
     progress: Progress | None = None,
-    **variables: Any,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> Reply:
-    """Answer a chat that is given whole, as chat completion APIs do. What the sequence holds of it is not read again.
+    """Answer a chat that is given whole, as chat completion APIs do.
+
+    What the sequence holds of it is not read again, where its memory can be trimmed; a `Conversation` goes back to
+    earlier turns on every kind of memory.
 
     Parameters
     ----------
     ctx : Context
     messages : sequence of mapping
         The last one is what is answered.
-    seq_id, sampling, template, **variables
+    seq_id, sampling, template, chat_template_kwargs
         As for `Conversation`.
     max_tokens, json_schema, grammar, stop, tools, tool_choice, progress
         As for `Conversation.say`.
@@ -365,7 +377,10 @@ def stream(
     """
     if not messages:
         raise InvalidArgument("there are no messages to answer")
-    talk = Conversation(ctx, messages=messages[:-1], seq_id=seq_id, template=template, **variables)
+    talk = Conversation(
+        ctx, messages=messages[:-1], seq_id=seq_id, template=template, chat_template_kwargs=chat_template_kwargs
+    )
+    talk._keeps_turns = False  # nobody will rewind it
     return talk.say(
         messages[-1],
         max_tokens=max_tokens,
@@ -400,11 +415,11 @@ def _n_common(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 def _with_special(vocab: Vocab, generation: Generation, kept: set[str]) -> str:
-    """The text of a generation, those special tokens included."""
-    decoder, special = StreamDecoder(vocab), StreamDecoder(vocab, special=True)
+    """The text of a generation up to where it was stopped, those special tokens included."""
+    decoder, special, stops = StreamDecoder(vocab), StreamDecoder(vocab, special=True), StopStrings(generation.stop)
     parts = []
     for token in generation.tokens:
         text = decoder.feed(token)
         shown = special.feed(token)
-        parts.append(shown if shown in kept else text)
-    return "".join(parts)
+        parts.append(stops.feed(shown if shown in kept else text))
+    return "".join(parts) + stops.flush()

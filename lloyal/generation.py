@@ -104,11 +104,16 @@ class Generation(Iterator[int]):
     prompt : list of int
         The tokens it began with.
     tokens : list of int
-        The tokens generated so far. The last one is not decoded until another is asked for.
+        The tokens generated so far. The last one is not decoded until another is asked for, or the sequence goes on:
+        what changes it in between (a trim, a shift, another state) forgets that token.
     sampler : Sampler or SupportsSample
         What picks them; ``sampler.seed`` is the seed in use.
     stop_reason : {None, "end", "length", "stop"}
         Why it is over: the model ended it, `max_tokens`, or a stop string. None while it is not.
+    stop : tuple of str
+        The strings that end it.
+    version : int or None
+        `Memory.version` of the sequence since the last decode; None before the first.
     """
 
     def __init__(
@@ -138,14 +143,15 @@ class Generation(Iterator[int]):
         self._progress = progress
         self._batch = Batch()
         self._over = False
-        self._stop = (stop,) if isinstance(stop, str) else tuple(stop)
+        self.stop = (stop,) if isinstance(stop, str) else tuple(stop)
+        self.version: int | None = None
         chat = _as_chat(prompt)
         if chat is not None:
             self.prompt = next_tokens(ctx, chat.prompt, seq_id, pos0, parse_special=True)
-            self._stop += tuple(chat.stops)
+            self.stop += tuple(chat.stops)
         else:
             self.prompt = next_tokens(ctx, cast("str | Sequence[int]", prompt), seq_id, pos0)
-        self._watch = StopStrings(self._stop)
+        self._watch = StopStrings(self.stop)
         self._watched = StreamDecoder(self._vocab)
         self.tokens: list[int] = []
         self.stop_reason: StopReason | None = None
@@ -166,13 +172,14 @@ class Generation(Iterator[int]):
             raise StopIteration
         self._over = True  # and stays so if anything below raises
         self._decode_pending()
+        self.version = self._ctx.memory.version(self._seq_id)
         token = self.sampler.sample(self._ctx)
         if self._vocab.is_eog(token):
             self.stop_reason = "end"
             raise StopIteration
         self.tokens.append(token)
-        undecoded.remember(self._ctx, self._seq_id, token)
-        if self._stop:
+        undecoded.remember(self._ctx, self.version, token)
+        if self.stop:
             self._watch.feed(self._watched.feed(token))
         if self._watch.found is not None:
             self.stop_reason = "stop"
@@ -191,7 +198,7 @@ class Generation(Iterator[int]):
             included.
         """
         decoder = StreamDecoder(self._vocab)
-        stops = StopStrings((*self._stop, *((stop,) if isinstance(stop, str) else stop)))
+        stops = StopStrings((*self.stop, *((stop,) if isinstance(stop, str) else stop)))
         for token in self:
             if piece := stops.feed(decoder.feed(token)):
                 yield piece

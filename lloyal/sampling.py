@@ -127,11 +127,12 @@ class Sampling:
             raise InvalidArgument(f"repeat_penalty={self.repeat_penalty!r} must be above 0; 1 is off")
         _check_number("dry_base", self.dry_base, 1.0)
         object.__setattr__(self, "logit_bias", dict(self.logit_bias))
-        if callable(self.logits_processors) or not all(map(callable, self.logits_processors)):
+        processors = () if callable(self.logits_processors) else tuple(self.logits_processors)
+        if callable(self.logits_processors) or not all(map(callable, processors)):
             raise InvalidArgument(
                 f"logits_processors={self.logits_processors!r} must be a list of functions of (tokens, logits)"
             )
-        object.__setattr__(self, "logits_processors", tuple(self.logits_processors))
+        object.__setattr__(self, "logits_processors", processors)
 
     def build(self, vocab: Vocab, *, grammar: str | Sampler | None = None, history: Sequence[int] = ()) -> Sampler:
         """Make the chain of samplers, in llama.cpp's usual order. `logits_processors` are no part of it.

@@ -105,6 +105,7 @@ def _check_header(header: object) -> None:
         and is_int(header.get("seq_id"), 0, 255)
         and is_int(header.get("window_begin"), 0, int32)
         and is_tokens(header.get("tokens", 0))
+        and (header.get("waiting") is None or is_int(header["waiting"], 0, int32))
         and isinstance(header.get("rows"), list)
         and all(
             isinstance(run, list)

@@ -132,7 +132,7 @@ class Checkpoint(native.CheckpointBase):
         dest = self.seq_id if seq_id is None else seq_id
         self._restore_native(ctx, dest)
         if self._waiting is not None:
-            undecoded.remember(ctx, dest, self._waiting)
+            undecoded.remember(ctx, ctx.memory.version(dest), self._waiting)
 
     @property
     def tokens(self) -> tuple[int, ...] | None:
@@ -202,6 +202,7 @@ class Checkpoint(native.CheckpointBase):
             "partial": self.partial,
             "seq_id": self.seq_id,
             "tokens": self.tokens,
+            "waiting": self._waiting,
             "rows": self._rows_native(),
             "window_begin": self._window_begin_native(),
         }
@@ -245,6 +246,10 @@ class Checkpoint(native.CheckpointBase):
         checkpoint._adopt(ctx, "host", "read from bytes")
         try:
             checkpoint.tokens = header["tokens"]
+            waiting = header.get("waiting")
+            if waiting is not None and waiting >= ctx.vocab.n_tokens:
+                raise InvalidArgument(f"token {waiting} is not in the vocabulary of {ctx.vocab.n_tokens}")
+            checkpoint._waiting = waiting
         except InvalidArgument as error:
             checkpoint.release()
             raise StateMismatch(f"the checkpoint's header: {error}") from None

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -19,6 +19,9 @@ from lloyal.errors import InvalidArgument
 from lloyal.generation import generate
 from lloyal.sampling import Sampling
 from lloyal.terminal import human_seconds, progress_bar
+
+if TYPE_CHECKING:
+    from lloyal.chat import ChatPrompt
 
 __all__ = ["run"]
 
@@ -56,8 +59,8 @@ def run(
     began = time.perf_counter()
     with progress_bar("Loading") as show:
         loaded = Model(find_model(model), n_gpu_layers=n_gpu_layers, progress=lambda share: show(share, 1.0))
-    said = _as_chat(loaded, text) if chat else text
-    tokens = loaded.vocab.tokenize(said, parse_special=parse_special or chat)
+    said = _as_chat(loaded, text) if chat else None
+    tokens = loaded.vocab.tokenize(text if said is None else said.prompt, parse_special=parse_special or chat)
     ctx = Context(loaded, n_ctx=n_ctx or len(tokens) + max_tokens, n_seq_max=1, n_threads=threads)
     if n_ctx is not None and ctx.n_ctx != n_ctx and not as_json:
         warn(f"--n-ctx {n_ctx} is {ctx.n_ctx}: llama.cpp rounds it up to a multiple of 256")
@@ -69,7 +72,7 @@ def run(
     with progress_bar("Reading") as show:
         generation = generate(
             ctx,
-            tokens,
+            tokens if said is None else said,
             max_tokens=max_tokens,
             sampling=sampling,
             json_schema=json_schema,
@@ -106,17 +109,16 @@ def run(
 
 def _read_schema(schema: str) -> Any:
     """A JSON schema, from a file or as it stands."""
-    text = schema if schema.lstrip().startswith("{") else Path(schema).read_text()
     try:
-        return json.loads(text)
+        return json.loads(schema if schema.lstrip().startswith("{") else Path(schema).read_text(encoding="utf-8"))
     except ValueError as error:
         raise InvalidArgument(f"--schema is not JSON: {error}") from None
 
 
-def _as_chat(model: Model, text: bytes) -> str:
+def _as_chat(model: Model, text: bytes) -> ChatPrompt:
     from lloyal.chat import apply_template  # llama-common: loaded when it is needed
 
-    return str(apply_template(model, [{"role": "user", "content": text.decode("utf-8", "replace")}]))
+    return apply_template(model, [{"role": "user", "content": text.decode("utf-8", "replace")}])
 
 
 def _print_run(result: dict[str, Any]) -> None:

@@ -36,6 +36,7 @@ if not __package__:  # started as a script: `tests` without the checkout on the 
 
 from tests.fuzz import gguf_mutate, gguf_seeds
 from tests.fuzz.gguf_file import BLOCKS, File, encode, parse
+from tests.fuzz.harness import processor_seconds
 
 SECONDS = 10.0  # of processor time for one file
 WALL_SECONDS = 60.0  # or that, on a loaded machine
@@ -179,11 +180,6 @@ def work(cases: Mutations | Types, numbers: Iterator[int], shared: Shared, folde
         os.write(results, f"{number} {outcome[:200]}\n".replace("\n", " ").strip().encode() + b"\n")
         if outcome == "memory: resident":
             break
-
-
-def processor_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def where(folder: Path) -> str:

@@ -34,8 +34,8 @@ SCHEMA = {
 
 @pytest.fixture(scope="module", params=["q4_1", "q8_0", "q4_0", "q4_k_m", "f16"])
 def model(request: pytest.FixtureRequest) -> Iterator[lloyal.Model]:
-    source = Path(os.environ["LLOYAL_TEST_REAL"])
-    with lloyal.Model(source.with_name(source.name.replace("Q4_1", request.param.upper()))) as model:
+    path = Path(os.environ["LLOYAL_TEST_REAL"]) / f"SmolLM2-135M-Instruct.{request.param.upper()}.gguf"
+    with lloyal.Model(path) as model:
         yield model
 
 

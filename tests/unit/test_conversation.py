@@ -76,21 +76,85 @@ def test_what_was_read_is_not_read_again(nano: lloyal.Model, nano_hybrid: lloyal
         assert n_read(talk, "other") < 40
 
 
-def test_somebody_else_in_the_sequence_is_noticed(nano: lloyal.Model, new_context: Make) -> None:
+class Others:
+    """What somebody else may do to the sequence while an answer runs, or after it."""
+
+    def nothing(ctx: lloyal.Context) -> None:
+        pass
+
+    def replace(ctx: lloyal.Context) -> None:
+        ctx.memory.seq_rm(0)
+        lloyal.prefill(ctx, "something else altogether, and longer than what was there " * 3)
+
+    def restore(ctx: lloyal.Context) -> None:
+        lloyal.prefill(ctx, "another text " * 20, seq_id=2)
+        with ctx.checkpoint(2) as other:
+            other.restore(0)
+
+    def trim(ctx: lloyal.Context) -> None:
+        if ctx.memory.can_rollback(0, 2) is not None:
+            ctx.memory.seq_rm(0, ctx.memory.seq_pos_max(0) - 1)
+
+    def stream(ctx: lloyal.Context) -> None:
+        lloyal.chat.stream(ctx, [{"role": "user", "content": "hello there, you"}], max_tokens=3).read()
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize("other", ["nothing", "replace", "restore", "trim", "stream"])
+def test_whatever_others_do_to_the_sequence_a_turn_is_the_whole_chat(
+    other: str, finished: bool, model: lloyal.Model, new_context: Make
+) -> None:
+    ctx, fresh = new_context(model, n_ctx=2048, n_seq_max=4), new_context(model, n_ctx=1024)
+    talk = lloyal.Conversation(ctx, sampling=Sampling(seed=2))
+    running = talk.say("hello there my friend", max_tokens=12)
+    next(running)
+    if finished:
+        running.read()
+    getattr(Others, other)(ctx)
+    for said in ("again", "and again"):
+        running.close()
+        messages = [*talk.messages, {"role": "user", "content": said}]
+        running = talk.say(said, max_tokens=4)
+        next(running.generation)
+        fresh.memory.clear()
+        got, expected = next_logits(ctx, fresh, messages)
+        assert distance(got, expected) < 0.05
+
+
+def test_answers_that_take_turns_in_one_sequence_are_right(nano: lloyal.Model, new_context: Make) -> None:
     ctx, fresh = new_context(nano, n_ctx=1024), new_context(nano, n_ctx=1024)
-    talk = lloyal.Conversation(ctx, sampling=GREEDY)
-    talk.say("hello", max_tokens=3).read()
-    ctx.memory.seq_rm(0)
-    lloyal.prefill(ctx, "something else altogether")
-    messages = [*talk.messages, {"role": "user", "content": "again"}]
-    next(talk.say("again", max_tokens=3))
-    next(lloyal.generate(fresh, rendered(ctx, messages)))
-    assert ctx.memory.seq_pos_max(0) >= fresh.memory.seq_pos_max(0)
-    other = lloyal.Conversation(ctx, sampling=GREEDY)  # in the same sequence
-    assert (
-        other.say("hi", max_tokens=2).read()
-        == lloyal.Conversation(fresh, sampling=GREEDY).say("hi", max_tokens=2).read()
-    )
+    messages = [{"role": "user", "content": "say something"}]
+    a, b = (lloyal.chat.stream(ctx, messages, sampling=Sampling(seed=seed), max_tokens=40) for seed in (1, 2))
+    for _ in range(8):
+        next(b, None)
+    a.close()
+    b.close()
+    messages += [a.message or {}, {"role": "user", "content": "more"}]
+    next(lloyal.chat.stream(ctx, messages, max_tokens=3).generation)
+    got, expected = next_logits(ctx, fresh, messages)
+    assert distance(got, expected) < 0.05
+
+
+def test_a_stop_string_is_no_part_of_the_message(nano: lloyal.Model, new_context: Make) -> None:
+    source = (TEMPLATES / "Qwen-Qwen2.5-7B-Instruct.jinja").read_text()
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+    script = nano.vocab.tokenize("Hello. STOP there", add_special=False)
+
+    def follow(tokens: list[int], logits: np.ndarray) -> None:
+        logits[script.pop(0)] += 1000
+
+    talk = lloyal.Conversation(new_context(nano, n_ctx=1024), template=source, tools=[tool])
+    reply = talk.say("x", stop=[". ST"], sampling=Sampling(temperature=0, logits_processors=[follow]), max_tokens=30)
+    assert reply.read() == "Hello"
+    assert reply.message == {"role": "assistant", "content": "Hello"}
+
+
+def test_a_name_that_is_no_parameter_raises(nano: lloyal.Model, new_context: Make) -> None:
+    ctx = new_context(nano)
+    with pytest.raises(TypeError):
+        lloyal.Conversation(ctx, sytem="be nice")
+    with pytest.raises(TypeError):
+        lloyal.chat.stream(ctx, [{"role": "user", "content": "x"}], temperature=0)
 
 
 def test_json_by_schema(nano: lloyal.Model, nano_hybrid: lloyal.Model, new_context: Make) -> None:
@@ -162,7 +226,11 @@ def test_what_fails_was_not_said(nano: lloyal.Model, new_context: Make) -> None:
     with pytest.raises(InvalidArgument, match="n=5"):
         talk.rewind(5)
     assert talk.messages == before
-    assert talk.say("hello again", max_tokens=2).read() is not None
+    running = talk.say("hello again", max_tokens=9)
+    next(running)
+    with pytest.raises(InvalidArgument, match="n=5"):
+        talk.rewind(5)
+    assert running.message is None  # it goes on
 
 
 def test_stream_is_stateless_and_reads_what_is_new(nano: lloyal.Model, new_context: Make) -> None:

@@ -78,7 +78,10 @@ class Histories:
 
     def save(self, seq: int) -> None:
         if self.seqs[seq][0]:
-            self.saved.append((self.ctx.checkpoint(seq, where=self.rng.choice(["device", "host"])), self.seqs[seq]))
+            checkpoint = self.ctx.checkpoint(seq, where=self.rng.choice(["device", "host"]))
+            if self.rng.random() < 0.3:
+                checkpoint = lloyal.Checkpoint.from_bytes(self.ctx, checkpoint.to_bytes())
+            self.saved.append((checkpoint, self.seqs[seq]))
 
     def restore(self, seq: int) -> None:
         if self.saved:
@@ -237,6 +240,7 @@ def test_logits_processors_see_the_tokens_and_change_the_logits(nano: lloyal.Mod
     assert made.sampler.seed == 1
     with pytest.raises(InvalidArgument, match="shape"):
         next(lloyal.generate(ctx, "x", sampling=Sampling(logits_processors=[lambda t, x: x[:3]])))
+    assert Sampling(logits_processors=(f for f in [digits])).logits_processors == (digits,)  # type: ignore[arg-type]
     with pytest.raises(InvalidArgument, match="list of functions"):
         Sampling(logits_processors=digits)
 

@@ -7,7 +7,9 @@
 #include <mutex>
 #include <stdexcept>
 
-#ifdef __linux__
+// Where vendor/CMakeLists.txt compiles libllama so that a handler may throw.
+#if defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
+#define LLOYAL_TRAPS
 #include <csignal>
 #endif
 
@@ -25,7 +27,7 @@ void on_assert(const char * message) {
     std::fprintf(stderr, "%s\n", message);
 }
 
-#ifdef __linux__
+#ifdef LLOYAL_TRAPS
 // A count that llama.cpp divides by, or the name of a tensor it takes for granted. libllama is compiled with
 // -fnon-call-exceptions, so an exception may leave the handler of a signal that an instruction of its raised.
 constexpr int SIGNALS[] = {SIGFPE, SIGSEGV};
@@ -54,6 +56,10 @@ void on_trap(int signal, siginfo_t * info, void * where) {
     }
 }
 
+bool is_ours(const struct sigaction & action) {
+    return (action.sa_flags & SA_SIGINFO) && action.sa_sigaction == on_trap;
+}
+
 void set_traps() {
     const std::lock_guard<std::mutex> lock(traps_mutex);
     if (n_fences++ > 0) {
@@ -61,9 +67,14 @@ void set_traps() {
     }
     struct sigaction action {};
     action.sa_sigaction = on_trap;
-    action.sa_flags = SA_SIGINFO | SA_NODEFER; // an exception does not return, and would leave the signal blocked
+    // An exception does not return, and would leave the signal blocked. Others' handlers may need a stack of their own.
+    action.sa_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK;
     for (size_t i = 0; i < std::size(SIGNALS); ++i) {
-        sigaction(SIGNALS[i], &action, &before[i]);
+        struct sigaction old;
+        sigaction(SIGNALS[i], &action, &old);
+        if (!is_ours(old)) { // as when another handler, installed during a load, put ours back
+            before[i] = old;
+        }
     }
 }
 
@@ -73,7 +84,10 @@ void take_traps_away() {
         return;
     }
     for (size_t i = 0; i < std::size(SIGNALS); ++i) {
-        sigaction(SIGNALS[i], &before[i], nullptr);
+        struct sigaction now;
+        if (sigaction(SIGNALS[i], nullptr, &now) == 0 && is_ours(now)) { // one that was installed meanwhile stays
+            sigaction(SIGNALS[i], &before[i], nullptr);
+        }
     }
 }
 #else
@@ -97,6 +111,15 @@ Fence::~Fence() {
         --file_depth;
     }
     --fence_depth;
+}
+
+FencePause::FencePause() noexcept : fences_(fence_depth), files_(file_depth) {
+    fence_depth = file_depth = 0;
+}
+
+FencePause::~FencePause() {
+    fence_depth = fences_;
+    file_depth = files_;
 }
 
 void fence_install() {

@@ -20,6 +20,18 @@ class Fence {
     const Input input_;
 };
 
+// Out of every fence for a while: a callback of the caller's runs code that exceptions must not pass through.
+class FencePause {
+  public:
+    FencePause() noexcept;
+    ~FencePause();
+    FencePause(const FencePause &) = delete;
+
+  private:
+    int fences_;
+    int files_;
+};
+
 // Route ggml's failed assertions here. Idempotent.
 void fence_install();
 

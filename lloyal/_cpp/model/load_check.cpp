@@ -212,6 +212,17 @@ Status model_load(const std::vector<std::string> & paths, llama_model_params par
                   ModelHandle & out) noexcept {
     return fenced(Input::file, Code::load_failed, [&]() -> Status {
         log_mark();
+        // The caller's own code.
+        std::pair<llama_progress_callback, void *> progress(params.progress_callback,
+                                                            params.progress_callback_user_data);
+        if (progress.first) {
+            params.progress_callback = [](float done, void * data) {
+                const FencePause pause;
+                const auto & [callback, user_data] = *static_cast<decltype(progress) *>(data);
+                return callback(done, user_data);
+            };
+            params.progress_callback_user_data = &progress;
+        }
         std::vector<ggml_backend_dev_t> owned_devices = devices;
         std::vector<float> owned_split = tensor_split;
         if (!owned_devices.empty()) {
