@@ -12,6 +12,7 @@ from functools import cache
 import numpy as np
 
 import lloyal
+from lloyal.errors import Unsupported
 from tests.checkpoints.raw_state import Cache, RawState, Tensor, parse
 from tests.fuzz.state_config import Config
 from tests.fuzz.state_model import END, Recipe, Step, is_row
@@ -142,7 +143,11 @@ class Slot:
             if n:
                 self.rows(left[:n], chunk, outputs=False)
             else:
-                self.change(left[0])
+                try:
+                    self.change(left[0])
+                except Unsupported as error:
+                    # Even a window cache of full size gives the cells of rows that the window has passed to others.
+                    raise NotComparable from error
                 n = 1
             left = left[n:]
 
