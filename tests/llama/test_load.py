@@ -275,3 +275,11 @@ def test_a_batch_is_not_made_of_tokens() -> None:
     for arguments in (([1, 2, 3],), (512,)):
         with pytest.raises(TypeError, match=r"batch\.extend\(tokens"):
             lloyal.Batch(*arguments)
+
+
+def test_more_layers_than_tensors_are_refused(tmp_path: Path) -> None:
+    file = models()["t5"]
+    file = file.copy()
+    file.pairs.append(Pair(b"t5.decoder_block_count", 4, 1_000_000))
+    with pytest.raises(LoadFailed, match=r"decoder_block_count is 1000000"):
+        lloyal.Model(write(file, tmp_path / "m.gguf"))
