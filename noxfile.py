@@ -6,6 +6,7 @@ takes a minute.
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -77,6 +78,10 @@ def types(session: nox.Session) -> None:
     session.install("mypy", "numpy", "rich", "typer")
     session.run("python", "tools/stubs.py", "--check")
     session.run("mypy")
+    for i, recipe in enumerate(re.findall(r"^```python\n(.*?)^```", Path("docs/recipes.md").read_text(), re.S | re.M)):
+        file = Path(session.create_tmp()) / f"recipe_{i}.py"
+        file.write_text(recipe)
+        session.run("mypy", "--strict", str(file), silent=True)
 
 
 @nox.session
