@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 # A shared machine can stop a test for longer than any deadline; failures print what reproduces them.
 settings.register_profile("lloyal", deadline=None, print_blob=True)
 settings.load_profile("lloyal")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # As in the background of a shell: every process that a test starts and interrupts would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Tests that run only when asked for: the marker, and the variable that asks.
 ON_REQUEST = {"full": "LLOYAL_TEST_FULL", "real": "LLOYAL_TEST_REAL", "packaging": "LLOYAL_TEST_WHEEL"}
