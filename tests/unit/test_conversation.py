@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 
@@ -250,3 +251,42 @@ def test_stream_is_stateless_and_reads_what_is_new(nano: lloyal.Model, new_conte
         lloyal.chat.stream(ctx, [])
     assert "Reply" in repr(first)
     assert "Conversation" in repr(lloyal.Conversation(ctx))
+
+
+def test_the_grammar_of_a_chat_begins_right_where_the_tokenizer_adds_a_space(tmp_path: Path) -> None:
+    """SentencePiece writes a space before the first token: of ChatML without tokens of its own that is part of a word."""
+    writer = gguf.GGUFWriter(tmp_path / "spm.gguf", "llama")
+    for key, value in (
+        ("context_length", 64),
+        ("embedding_length", 32),
+        ("block_count", 1),
+        ("feed_forward_length", 32),
+    ):
+        writer.add_uint32(f"llama.{key}", value)
+    writer.add_uint32("llama.attention.head_count", 1)
+    writer.add_float32("llama.attention.layer_norm_rms_epsilon", 1e-5)
+    words = [chr(i) for i in range(32, 127)] + ["\u2581", "\u2581<", "\u2581<|", "<|", "im", "\u2581{", "assistant"]
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), *words]
+    normal, unknown, control, byte = 1, 2, 3, 6
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(tokens)
+    writer.add_token_scores([0.0] * 259 + [float(len(word)) for word in words])
+    writer.add_token_types([unknown, control, control, *[byte] * 256, *[normal] * len(words)])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    with lloyal.Model(tmp_path / "spm.gguf", vocab_only=True) as model:
+        prefix = "<|im_start|>assistant\n"
+        tokens_of_prefix = model.vocab.tokenize(prefix, add_special=False)
+        assert model.vocab.token_to_piece(tokens_of_prefix[0]) == b" <|"
+        prompt = lloyal.chat.apply_template(model, [{"role": "user", "content": "x"}], json_schema=SCHEMA)
+        assert prompt.grammar_prefix == prefix
+        sampler = lloyal.chat.grammar_sampler(model.vocab, prompt)
+        assert sampler is not None
+        for token in model.vocab.tokenize('{"name": ', add_special=False):
+            if model.vocab.token_to_piece(token) != b" ":
+                sampler.accept(token)
+        with pytest.raises(InvalidArgument):
+            sampler.accept(model.vocab.tokenize("x", add_special=False)[-1])
