@@ -283,3 +283,13 @@ def test_more_layers_than_tensors_are_refused(tmp_path: Path) -> None:
     file.pairs.append(Pair(b"t5.decoder_block_count", 4, 1_000_000))
     with pytest.raises(LoadFailed, match=r"decoder_block_count is 1000000"):
         lloyal.Model(write(file, tmp_path / "m.gguf"))
+
+
+def test_embeddings_that_are_shorter_than_promised_are_not_read(tmp_path: Path) -> None:
+    file = models()["llama"].copy()
+    file.pairs.append(Pair(b"llama.embedding_length_out", 4, 127))
+    with lloyal.Model(write(file, tmp_path / "m.gguf")) as model:
+        with pytest.raises(LoadFailed, match=f"embeddings of {N_EMBD} values, its metadata promises 127"):
+            lloyal.Context(model, n_ctx=256, embeddings=True, n_threads=1)
+        with lloyal.Context(model, n_ctx=256, n_threads=1) as ctx, pytest.raises(LoadFailed, match="promises 127"):
+            ctx.set_embeddings(True)

@@ -254,16 +254,10 @@ def test_stream_is_stateless_and_reads_what_is_new(nano: lloyal.Model, new_conte
 
 
 def test_the_grammar_of_a_chat_begins_right_where_the_tokenizer_adds_a_space(tmp_path: Path) -> None:
-    """SentencePiece writes a space before the first token: of ChatML without tokens of its own that is part of a word."""
+    """SentencePiece writes a space before the first token, which ChatML without tokens of its own begins with."""
     writer = gguf.GGUFWriter(tmp_path / "spm.gguf", "llama")
-    for key, value in (
-        ("context_length", 64),
-        ("embedding_length", 32),
-        ("block_count", 1),
-        ("feed_forward_length", 32),
-    ):
-        writer.add_uint32(f"llama.{key}", value)
-    writer.add_uint32("llama.attention.head_count", 1)
+    for key in ("context_length", "embedding_length", "block_count", "feed_forward_length", "attention.head_count"):
+        writer.add_uint32(f"llama.{key}", 1)
     writer.add_float32("llama.attention.layer_norm_rms_epsilon", 1e-5)
     words = [chr(i) for i in range(32, 127)] + ["\u2581", "\u2581<", "\u2581<|", "<|", "im", "\u2581{", "assistant"]
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), *words]

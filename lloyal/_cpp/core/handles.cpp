@@ -185,6 +185,9 @@ Status context_create(ModelHandle model, llama_context_params params, ContextHan
         ContextHandle box = make_handle<ContextBox>(std::move(model), context, params, parent ? &parent->map : nullptr);
         graph_check_install(*context);
         graph_check(*context);
+        if (params.embeddings) {
+            embeddings_check(*context);
+        }
         box->poll = poll;
         box->store = std::make_shared<CheckpointStore>(*box);
         if (parent) {

@@ -2,6 +2,7 @@
 
 #include "core/log.hpp"
 #include "decode/outputs.hpp"
+#include "model/graph_check.hpp"
 
 #include "llama-context.h"
 #include "llama-ext.h"
@@ -57,6 +58,9 @@ Status context_set_embeddings(ContextBox & box, bool value) noexcept {
         }
         llama_synchronize(box.ptr);
         box.drop_outputs(); // their layout depends on it
+        if (value) {
+            embeddings_check(*box.ptr);
+        }
         llama_set_embeddings(box.ptr, value);
         // Some models leave out the logits now; only the graph tells. Without a memory there never are any.
         if (box.memory) {

@@ -269,4 +269,16 @@ void graph_check(llama_context & context) {
     context.graph_reserve(n_tokens, n_seqs, std::min(n_tokens, params.n_outputs_max), full.get(), true);
 }
 
+void embeddings_check(const llama_context & context) {
+    const llama_hparams & hparams = context.get_model().hparams;
+    const llm_graph_result & result = *context.get_gf_res_reserve();
+    const enum llama_pooling_type pooling = context.get_cparams().pooling_type;
+    const ggml_tensor * found = pooling == LLAMA_POOLING_TYPE_NONE ? result.get_embd() : result.get_embd_pooled();
+    const uint32_t n = pooling == LLAMA_POOLING_TYPE_RANK ? hparams.n_cls_out : hparams.n_embd_out();
+    if (found && uint64_t(found->ne[0]) < n) {
+        throw Failure(Code::load_failed,
+                      text("the model computes embeddings of ", found->ne[0], " values, its metadata promises ", n));
+    }
+}
+
 } // namespace lloyal

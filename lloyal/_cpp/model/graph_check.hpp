@@ -22,6 +22,9 @@ void graph_check_install(llama_context & context);
 // Plan the graphs of the largest batch and of one token for each sequence. Throws.
 void graph_check(llama_context & context);
 
+// Whether the last graph planned computes as many values for an embedding as llama.cpp will read. Throws.
+void embeddings_check(const llama_context & context);
+
 // True for types that weights can have in a product; the others hold intermediate results, or nothing of that kind.
 bool is_weight_type(ggml_type type);
 
