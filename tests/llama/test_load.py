@@ -293,3 +293,10 @@ def test_embeddings_that_are_shorter_than_promised_are_not_read(tmp_path: Path) 
             lloyal.Context(model, n_ctx=256, embeddings=True, n_threads=1)
         with lloyal.Context(model, n_ctx=256, n_threads=1) as ctx, pytest.raises(LoadFailed, match="promises 127"):
             ctx.set_embeddings(True)
+
+
+def test_heads_that_no_weight_has_are_refused_before_a_cache_is_made(tmp_path: Path) -> None:
+    file = models()["starcoder"].copy()
+    file.pairs.append(Pair(b"starcoder.attention.key_length", 4, 1_000_000))
+    with pytest.raises(LoadFailed, match="1000000 values"):
+        lloyal.Model(write(file, tmp_path / "m.gguf"))

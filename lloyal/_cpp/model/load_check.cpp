@@ -40,6 +40,15 @@ Status check_hparams(const llama_model & model) {
                                                   ": it must be finite and not negative"));
         }
     }
+    // A cache is allocated, and zeroed, before a graph shows that no weight has such heads.
+    constexpr uint32_t LARGEST_HEAD = 1 << 16;
+    for (uint32_t il = 0; il < hparams.n_layer(); ++il) {
+        const uint32_t n = std::max(hparams.n_embd_head_k(il), hparams.n_embd_head_v(il));
+        if (n > LARGEST_HEAD) {
+            return Status(Code::load_failed, text("the metadata gives the heads of layer ", il, " ", n,
+                                                  " values, more than ", LARGEST_HEAD));
+        }
+    }
     for (uint32_t il = 0; llama_model_rope_type(&model) != LLAMA_ROPE_TYPE_NONE && il < hparams.n_layer(); ++il) {
         const uint32_t n_rot = hparams.n_rot(il);
         const bool rotates = hparams.n_head(il) > 0 && !hparams.is_recr(il);
