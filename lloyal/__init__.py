@@ -5,7 +5,7 @@ What llama.h has is in `lloyal.llama` under llama's names; what this package add
 
 from __future__ import annotations
 
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 try:
@@ -53,7 +53,7 @@ def __getattr__(name: str) -> Any:
     if name == "Conversation":
         return import_module("lloyal.conversation").Conversation
     if name == "__version__":
-        return metadata.version("lloyal")
+        return import_module("importlib.metadata").version("lloyal")  # takes longer to import than the rest
     raise AttributeError(f"module 'lloyal' has no attribute {name!r}")
 
 

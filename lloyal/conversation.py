@@ -20,7 +20,7 @@ from lloyal.errors import CacheFull, InvalidArgument, NoLease, OutOfDeviceMemory
 from lloyal.generation import Generation, StopReason, generate
 from lloyal.llama import Vocab
 from lloyal.sampling import Sampling
-from lloyal.tokenization import StopStrings, StreamDecoder
+from lloyal.tokenization import StopStrings, StreamDecoder, stop_strings
 
 __all__ = ["Conversation", "Reply", "stream"]
 
@@ -151,7 +151,7 @@ class Conversation:
             max_tokens=max_tokens,
             sampling=sampling or self._sampling,
             grammar=rules,
-            stop=[*([stop] if isinstance(stop, str) else stop), *prompt.stops],
+            stop=(*stop_strings(stop), *prompt.stops),
             seq_id=self._seq_id,
             pos0=len(tokens) - 1,
             history=tokens[:-1],
@@ -270,10 +270,7 @@ class Reply(Iterator[str]):
     def __next__(self) -> str:
         try:
             piece = next(self._pieces)
-        except StopIteration:
-            self.close()
-            raise
-        except BaseException:
+        except BaseException:  # StopIteration too: the answer is over
             self.close()
             raise
         self.text += piece

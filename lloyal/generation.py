@@ -13,7 +13,7 @@ from lloyal.errors import InvalidArgument
 from lloyal.llama import Batch, Context, Sampler
 from lloyal.llama.params import unknown_parameter
 from lloyal.sampling import Sampling, SupportsSample
-from lloyal.tokenization import StopStrings, StreamDecoder
+from lloyal.tokenization import StopStrings, StreamDecoder, stop_strings
 
 if TYPE_CHECKING:
     from lloyal.llama.common import ChatPrompt
@@ -143,7 +143,7 @@ class Generation(Iterator[int]):
         self._progress = progress
         self._batch = Batch()
         self._over = False
-        self.stop = (stop,) if isinstance(stop, str) else tuple(stop)
+        self.stop = stop_strings(stop)
         self.version: int | None = None
         chat = _as_chat(prompt)
         if chat is not None:
@@ -198,7 +198,7 @@ class Generation(Iterator[int]):
             included.
         """
         decoder = StreamDecoder(self._vocab)
-        stops = StopStrings((*self.stop, *((stop,) if isinstance(stop, str) else stop)))
+        stops = StopStrings((*self.stop, *stop_strings(stop)))
         for token in self:
             if piece := stops.feed(decoder.feed(token)):
                 yield piece

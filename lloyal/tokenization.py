@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from lloyal.errors import InvalidArgument
 from lloyal.llama import Vocab
 
-__all__ = ["StopStrings", "StreamDecoder"]
+__all__ = ["StopStrings", "StreamDecoder", "stop_strings"]
 
 
 class StreamDecoder:
@@ -51,6 +51,11 @@ class StreamDecoder:
         return rest
 
 
+def stop_strings(stop: str | Iterable[str]) -> tuple[str, ...]:
+    """Strings that end a text, of which there may be a single one."""
+    return (stop,) if isinstance(stop, str) else tuple(stop)
+
+
 class StopStrings:
     """Cut a stream of text at the first of some strings, holding back what may be the start of one.
 
@@ -69,9 +74,7 @@ class StopStrings:
     """
 
     def __init__(self, strings: Iterable[str] = ()) -> None:
-        if isinstance(strings, str):
-            strings = (strings,)
-        self._strings = tuple(strings)
+        self._strings = stop_strings(strings)
         if not all(self._strings):
             raise InvalidArgument("a stop string is empty: it would end the text before it begins")
         self._held = ""

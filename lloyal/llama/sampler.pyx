@@ -38,6 +38,15 @@ cdef Sampler _wrap(csample.SamplerHandle& handle):
     return sampler
 
 
+cdef object _array(str name, values, dtype):
+    import numpy
+
+    try:
+        return numpy.ascontiguousarray(values, dtype=dtype)
+    except OverflowError as error:
+        raise InvalidArgument(f"{name}: {error}") from None
+
+
 cdef class Sampler(Closing):
     """A sampler or a chain of them (``llama_sampler``). Made by its class methods.
 
@@ -464,14 +473,14 @@ cdef class Sampler(Closing):
         cdef core.Status status
         cdef vector[c.llama_token_data] data
         cdef c.llama_token_data_array array
-        cdef const float[::1] row = numpy.ascontiguousarray(logits, dtype=numpy.float32)
+        cdef const float[::1] row = _array("logits", logits, numpy.float32)
         cdef const int32_t[::1] tokens = None
         cdef float[::1] out_logits
         cdef float[::1] out_probs
         cdef int32_t[::1] out_ids
         cdef size_t i
         if ids is not None:
-            tokens = numpy.ascontiguousarray(ids, dtype=numpy.int32)
+            tokens = _array("ids", ids, numpy.int32)
             if tokens.shape[0] != row.shape[0]:
                 raise InvalidArgument(f"{tokens.shape[0]} ids for {row.shape[0]} logits")
         if row.shape[0] > INT32_MAX:

@@ -243,29 +243,19 @@ def test_signals_are_handled_as_before_after_a_load() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="signals are handled on Linux only")
-def test_a_fault_in_the_callers_code_is_the_callers() -> None:
-    code = (
-        "import ctypes, faulthandler\n"
-        "def progress(share):\n"
-        "    faulthandler.enable()\n"
-        "    ctypes.string_at(0)\n"
-        "lloyal.Model(sys.argv[1], progress=progress)"
-    )
-    command = [sys.executable, "-P", "-c", f"import sys, lloyal\n{code}", str(tiny("llama"))]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == -signal.SIGSEGV
-    assert "Fatal Python error: Segmentation fault" in done.stderr
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="signals are handled on Linux only")
-def test_a_handler_that_was_installed_during_a_load_stays() -> None:
-    code = (
-        "import ctypes, faulthandler\n"
+@pytest.mark.parametrize(
+    "code",
+    [
+        "lloyal.Model(sys.argv[1], progress=lambda share: faulthandler.enable() or ctypes.string_at(0))",
         "lloyal.Model(sys.argv[1], progress=lambda share: faulthandler.enable())\n"
         "lloyal.Model(sys.argv[1])\n"
-        "ctypes.string_at(0)"
-    )
-    command = [sys.executable, "-P", "-c", f"import sys, lloyal\n{code}", str(tiny("llama"))]
+        "ctypes.string_at(0)",
+    ],
+    ids=["during", "after"],
+)
+def test_a_fault_in_the_callers_code_is_the_callers(code: str) -> None:
+    """And reaches the handler that was installed while a model was loaded."""
+    command = [sys.executable, "-P", "-c", f"import ctypes, faulthandler, sys, lloyal\n{code}", str(tiny("llama"))]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == -signal.SIGSEGV
     assert "Fatal Python error: Segmentation fault" in done.stderr

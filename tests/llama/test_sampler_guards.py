@@ -194,3 +194,9 @@ def test_sample_from_a_larger_vocabulary(nano: lloyal.Model, new_context: Callab
     ctx.decode(batch)
     with pytest.raises(InvalidArgument, match="vocabulary of 128, these logits are of 768"):
         sampler.sample(ctx)
+
+
+@pytest.mark.parametrize("arguments", [([0.5, 1.0], [1, 10**30]), ([10**400, 1.0], None)], ids=["ids", "logits"])
+def test_numbers_that_no_array_holds_are_invalid_arguments(arguments) -> None:
+    with pytest.raises(InvalidArgument, match=r"^(ids|logits): "):
+        Sampler.greedy().apply(*arguments)
