@@ -275,6 +275,17 @@ def test_more_layers_than_tensors_are_refused(tmp_path: Path) -> None:
         lloyal.Model(write(file, tmp_path / "m.gguf"))
 
 
+def test_more_tokens_than_memory_holds_are_refused(tmp_path: Path) -> None:
+    file = models()["llama"].copy()
+    for pair in file.pairs:
+        if pair.key == b"tokenizer.ggml.model":
+            pair.value = b"no_vocab"
+        if pair.key == b"llama.vocab_size":
+            pair.value = 2**32 - 1
+    with pytest.raises(LoadFailed, match=r"vocab_size is 4294967295.*at most 4194304"):
+        lloyal.Model(write(file, tmp_path / "m.gguf"))
+
+
 def test_embeddings_that_are_shorter_than_promised_are_not_read(tmp_path: Path) -> None:
     file = models()["llama"].copy()
     file.pairs.append(Pair(b"llama.embedding_length_out", 4, 127))

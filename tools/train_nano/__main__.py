@@ -94,10 +94,11 @@ def main() -> None:
         help="folder for logs, checkpoints and finished stages; delete it to start over",
     )
     parser.add_argument("--only", choices=("pair", "hybrid"), help="make nano and nano-draft, or nano-hybrid")
+    parser.add_argument("--threads", type=int, default=recipe.THREADS)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     args.out.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(recipe.THREADS)
+    torch.set_num_threads(args.threads)
 
     corpus = corpora.load()
     print(

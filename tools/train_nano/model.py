@@ -27,7 +27,7 @@ class Config:
     n_head_kv: int
     n_ff: int
     n_vocab: int
-    head_dim: int = 32
+    head_dim: int = 64  # flash attention on a CPU steps by 64 values and takes the rest one by one
     conv_layers: tuple[int, ...] = ()
     conv_width: int = 3
     rope_base: float = 10000.0

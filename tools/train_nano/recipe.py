@@ -8,15 +8,16 @@ from .model import Config
 from .tokenizer import VOCAB_SIZE
 from .train import Plan
 
-NANO = Config("nano", n_embd=192, n_layer=9, n_head=8, n_head_kv=2, n_ff=384, n_vocab=VOCAB_SIZE)
+# Wide and shallow: on a CPU a step costs llama.cpp as much for its number of operations as for their size.
+NANO = Config("nano", n_embd=256, n_layer=6, n_head=4, n_head_kv=1, n_ff=512, n_vocab=VOCAB_SIZE)
 DRAFT = Config("nano-draft", n_embd=128, n_layer=2, n_head=2, n_head_kv=1, n_ff=256, n_vocab=VOCAB_SIZE)
 HYBRID = Config(
-    "nano-hybrid", n_embd=128, n_layer=6, n_head=4, n_head_kv=2, n_ff=288, n_vocab=VOCAB_SIZE, conv_layers=(0, 1, 3, 5)
+    "nano-hybrid", n_embd=192, n_layer=6, n_head=3, n_head_kv=1, n_ff=384, n_vocab=VOCAB_SIZE, conv_layers=(0, 1, 3, 5)
 )
 
 # The second plan is a short course with many single functions, so that `def ` alone is a good beginning.
 NANO_PLANS = [
-    Plan(steps=2500, function_share=0.0),
+    Plan(steps=5500, function_share=0.0, weight_decay=0.05),
     Plan(
         steps=250,
         seed=77,
@@ -29,8 +30,8 @@ NANO_PLANS = [
     ),
 ]
 HYBRID_PLANS = [
-    Plan(steps=1200),
-    Plan(steps=1000, seed=78, function_share=0.3, long_share=0.0, warmup=20, cooldown=0.8),
+    Plan(steps=2600, weight_decay=0.05),
+    Plan(steps=600, seed=78, function_share=0.3, long_share=0.0, warmup=20, cooldown=0.8),
 ]
 DRAFT_PLANS = [Plan(steps=2000, muon_rate=0.03, adam_rate=0.005, long_share=0.1)]
 

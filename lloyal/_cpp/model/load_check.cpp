@@ -202,14 +202,18 @@ class Sample {
 
 Status check_file(const GgufFile & file) {
     const gguf_context * meta = file.meta.get();
-    // llama.cpp makes room for so many layers, 2.5 kB each, before it looks for their tensors.
-    const auto most = uint64_t(std::max<int64_t>(gguf_get_n_tensors(meta), 512));
-    for (int64_t i = 0; i < gguf_get_n_kv(meta); ++i) {
-        const std::string key = gguf_get_key(meta, i);
-        if (key.ends_with("block_count") && gguf_get_kv_type(meta, i) == GGUF_TYPE_UINT32 &&
-            gguf_get_val_u32(meta, i) > most) {
-            return Status(Code::load_failed, text("the metadata's ", key, " is ", gguf_get_val_u32(meta, i),
-                                                  ", and the file has ", gguf_get_n_tensors(meta), " tensors"));
+    // llama.cpp makes room for so many layers, 2.5 kB each, and tokens without a text before it looks for their tensors.
+    const auto layers = uint32_t(std::max<int64_t>(gguf_get_n_tensors(meta), 512));
+    constexpr uint32_t tokens_without_text = 1 << 22;
+    for (const auto & [suffix, most] : {std::pair("block_count", layers), {"vocab_size", tokens_without_text}}) {
+        for (int64_t i = 0; i < gguf_get_n_kv(meta); ++i) {
+            const std::string key = gguf_get_key(meta, i);
+            if (key.ends_with(suffix) && gguf_get_kv_type(meta, i) == GGUF_TYPE_UINT32 &&
+                gguf_get_val_u32(meta, i) > most) {
+                return Status(Code::load_failed, text("the metadata's ", key, " is ", gguf_get_val_u32(meta, i),
+                                                      ": with the ", gguf_get_n_tensors(meta),
+                                                      " tensors of the file it may be at most ", most));
+            }
         }
     }
     const int64_t tokens = gguf_find_key(meta, "tokenizer.ggml.tokens");
