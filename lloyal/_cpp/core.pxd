@@ -83,6 +83,7 @@ cdef extern from "core/handles.hpp" namespace "lloyal" nogil:
     cppclass ModelBox:
         c.llama_model* ptr
         vector[uint8_t] sample
+        bool extra_bufts
     ctypedef shared_ptr[ModelBox] ModelHandle
 
     ctypedef bool (*PollFn)() noexcept nogil
@@ -95,7 +96,8 @@ cdef extern from "core/handles.hpp" namespace "lloyal" nogil:
 
     Status model_load(const vector[string]& paths, c.llama_model_params params,
                       const vector[g.ggml_backend_dev_t]& devices, const vector[float]& tensor_split,
-                      const vector[string]& patterns, const vector[g.ggml_backend_dev_t]& places, ModelHandle& out)
+                      const vector[string]& patterns, const vector[g.ggml_backend_dev_t]& places,
+                      bool choose_extra_bufts, ModelHandle& out)
     Status model_save(ModelBox& model, const string& path)
     Status context_create(ModelHandle model, c.llama_context_params params, ContextHandle parent, PollFn poll,
                           ContextHandle& out)

@@ -107,7 +107,9 @@ def _print_facts(console: Console, title: str, facts: dict[str, Any]) -> None:
 
 def _readable(name: str, value: object) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{key.removesuffix('_bytes')}: {_readable(key, part)}" for key, part in value.items())
+        return (
+            ", ".join(f"{key.removesuffix('_bytes')}: {_readable(key, part)}" for key, part in value.items()) or "none"
+        )
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "none"
     if isinstance(value, bool):

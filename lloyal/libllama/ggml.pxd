@@ -83,4 +83,5 @@ cdef extern from "ggml-backend.h" nogil:
     size_t ggml_backend_dev_count()
     ggml_backend_dev_t ggml_backend_dev_get(size_t index)
     ggml_backend_dev_t ggml_backend_dev_by_name(const char* name)
+    ggml_backend_reg_t ggml_backend_load(const char* path)
     void ggml_backend_load_all_from_path(const char* dir_path)

@@ -31,8 +31,7 @@ cdef dict _LEVELS = {
     g.GGML_LOG_LEVEL_WARN: logging.WARNING,
     g.GGML_LOG_LEVEL_ERROR: logging.ERROR,
 }
-cdef extern from *:
-    const char* LLOYAL_BACK_ENDS  # defined by the build: registry names, with spaces between
+cdef dict _LEFT_OUT = {}  # back ends that are in lloyal/lib and could not be started: name -> reason
 
 cdef object _start_lock = threading.Lock()
 cdef bint _started = False
@@ -50,9 +49,9 @@ cpdef int ensure_started() except -1:
         core.log_install()
         core.fence_install()
         core.fork_install()
-        folder = os.fsencode(os.path.join(os.path.dirname(os.path.dirname(__file__)), "lib"))
-        _load_plugins(folder)
-        _check_back_ends()
+        folder = os.path.join(os.path.dirname(os.path.dirname(__file__)), "lib")
+        _load_plugins(os.fsencode(folder))
+        _check_back_ends(folder)
         _started = True
     drain_logs()
     return 0
@@ -68,20 +67,31 @@ cdef int _load_plugins(bytes folder) except -1:
     return 0
 
 
-cdef int _check_back_ends() except -1:
-    built = LLOYAL_BACK_ENDS.decode().split()
-    missing = [name for name in built if g.ggml_backend_reg_by_name(name.encode()) == NULL]
-    if "CPU" in missing:
+cdef int _check_back_ends(folder) except -1:
+    if g.ggml_backend_reg_by_name(b"CPU") == NULL:
         from lloyal.errors import LoadFailed
 
         raise LoadFailed("no CPU back end could be loaded from lloyal/lib: the installation is damaged, or no variant "
                          "in it runs on this processor")
-    if missing:
+    for file in sorted(os.listdir(folder)):
+        stem, suffix = os.path.splitext(file)
+        kind = stem.removeprefix("libggml-").split("-")[0]  # libggml-cpu-haswell.so is a variant of CPU
+        name = {"metal": "MTL"}.get(kind, kind.upper())
+        if stem.startswith("libggml-") and suffix in (".so", ".dylib") and kind != "base":
+            path = os.fsencode(os.path.join(folder, file))
+            core.log_mark()
+            # ggml's own search says nothing of what it passes over: try again, and it says why.
+            if g.ggml_backend_reg_by_name(name.encode()) == NULL and g.ggml_backend_load(path) == NULL:
+                reason = core.log_last().decode("utf-8", "replace").strip()
+                _LEFT_OUT[name] = reason.rpartition(f"{os.fsdecode(path)}: ")[2] or "no reason given"
+    if _LEFT_OUT:
         import warnings
 
-        warnings.warn(f"lloyal was built with {', '.join(missing)}, which could not be started here (is its driver "
-                      f"installed?): only {', '.join(n for n in built if n not in missing)} will be used",
-                      RuntimeWarning, stacklevel=2)
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in _LEFT_OUT.items())
+        hint = " (`pip install 'lloyal[cuda13]'` brings NVIDIA's libraries)" if "libcu" in reasons else ""
+        text = f"left out what could not be started here, the CPU goes on: {reasons}{hint}"
+        _native.warning("%s", text)
+        warnings.warn(f"lloyal {text}", RuntimeWarning, stacklevel=2)
     return 0
 
 
@@ -209,6 +219,7 @@ def build_info() -> dict[str, object]:
         "platform": platform.platform(),
         "backends": [g.ggml_backend_reg_name(g.ggml_backend_reg_get(i)).decode()
                      for i in range(g.ggml_backend_reg_count())],
+        "left_out": dict(_LEFT_OUT),
         "devices": [device.name for device in devices()],
         "max_devices": c.llama_max_devices(),
         "max_sequences": c.llama_max_parallel_sequences(),

@@ -138,7 +138,9 @@ cdef class Context(ContextBase):
             raise explained from None
         self.handle = handle
         # The native context keeps the samplers, for as long as it runs them.
-        self.params = params if params.samplers is None else dataclasses.replace(params, samplers=None)
+        self.params = dataclasses.replace(
+            params, samplers=None,
+            flash_attn=("on" if self.flash_attn else "off") if params.flash_attn == "auto" else params.flash_attn)
         self.model = model
         for seq_id, sampler in (params.samplers or {}).items():
             self.set_sampler(seq_id, sampler)

@@ -58,6 +58,7 @@ cdef core.ModelHandle load(list paths, params) except *:
     cdef g.ggml_backend_dev_t no_device = NULL
     cdef core.ModelHandle handle
     cdef core.Status status
+    cdef cbool choose_extra_bufts = params.use_extra_bufts == "auto"
     cdef _Progress progress = _Progress()
     cdef Device device
     cdef Connection connection
@@ -94,7 +95,7 @@ cdef core.ModelHandle load(list paths, params) except *:
         else (c.LLAMA_LOAD_MODE_MLOCK if params.use_mlock else c.LLAMA_LOAD_MODE_NONE))
     native.vocab_only = params.vocab_only
     native.check_tensors = params.check_tensors
-    native.use_extra_bufts = params.use_extra_bufts
+    native.use_extra_bufts = params.use_extra_bufts is True
     native.no_host = params.no_host
     native.load_mtp = params.load_mtp
     if params.progress is not None:
@@ -102,7 +103,7 @@ cdef core.ModelHandle load(list paths, params) except *:
         native.progress_callback = <c.llama_progress_callback>_on_progress
         native.progress_callback_user_data = <void*>progress
     with nogil:
-        status = core.model_load(names, native, devices, split, patterns, places, handle)
+        status = core.model_load(names, native, devices, split, patterns, places, choose_extra_bufts, handle)
     if not status.ok():
         if progress.raised is not None:
             drain_logs()

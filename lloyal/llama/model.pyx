@@ -14,6 +14,7 @@ from lloyal.llama.load cimport load
 from lloyal.llama.status cimport check, check_process
 from lloyal.llama.vocab cimport wrap_vocab
 
+import dataclasses
 import os
 from collections.abc import Sequence
 
@@ -66,7 +67,6 @@ cdef class Model(Closing):
         else:
             params = exact(ModelParams, params)
         ensure_started()
-        self.params = params
         if not isinstance(path, (str, bytes, os.PathLike, Sequence)):
             raise TypeError(f"path={path!r} must be a path or a sequence of paths")
         paths = [path] if isinstance(path, (str, bytes, os.PathLike)) else list(path)
@@ -77,6 +77,7 @@ cdef class Model(Closing):
             check_file(part)
         self.path = paths[0]
         self.handle = load(paths, params)
+        self.params = dataclasses.replace(params, use_extra_bufts=self.handle.get().extra_bufts)
 
     cdef core.ModelHandle pin(self) except *:
         if not self.handle:

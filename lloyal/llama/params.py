@@ -11,6 +11,7 @@ import difflib
 import math
 import os
 import reprlib
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from inspect import Parameter, Signature
 from typing import Any, Literal, TypeVar, get_args
@@ -46,11 +47,32 @@ P = TypeVar("P")
 
 
 def default_threads() -> int:
-    """CPUs this process may run on."""
+    """CPUs this process may run on, less those that other threads keep busy right now; at least 1.
+
+    A graph's threads wait for each other after every operation: one without a CPU of its own stops them all.
+    """
     try:
-        return len(os.sched_getaffinity(0))
+        allowed = len(os.sched_getaffinity(0))
     except AttributeError:  # macOS
         return os.cpu_count() or 1
+    return max(1, min(allowed, (os.cpu_count() or 1) - _busy_elsewhere()))
+
+
+def _busy_elsewhere(samples: int = 5, seconds: float = 0.002) -> int:
+    """Threads besides this one that want a CPU, machine-wide, at the quietest of a few moments; 0 if nobody knows."""
+    fewest = 1 << 30
+    for i in range(samples):
+        if i:
+            time.sleep(seconds)
+        try:
+            with open("/proc/loadavg", encoding="ascii") as file:
+                running = int(file.read().split()[3].partition("/")[0])
+        except (OSError, ValueError, IndexError):
+            return 0
+        fewest = min(fewest, running - 1)
+        if fewest <= 0:
+            return 0
+    return fewest
 
 
 def from_keywords(kind: type[P], keywords: Mapping[str, Any]) -> P:
@@ -253,9 +275,11 @@ class ModelParams:
         process (SIGBUS) that reads a mapped page which was cut off. Replace a file by renaming; False reads it whole.
     use_mlock : bool
         Keep the weights from being swapped out.
-    use_extra_bufts : bool
-        Repack weights for special instructions. Off is ours (llama.cpp: on): repacked for AMX, F16 weights give wrong
-        logits when one batch holds several sequences of a recurrent or hybrid model.
+    use_extra_bufts : bool or "auto"
+        Repack weights for the processor's special instructions: a third faster with Q4_0 on AVX-512, and `Model.save`
+        cannot read such weights back. "auto" is ours (llama.cpp: True): it repacks where small products of the file's
+        types, computed while loading, agree with plain ones. Repacked for AMX, F16 weights give wrong logits when one
+        batch holds several sequences of a recurrent or hybrid model. `Model.params` has what was decided.
     vocab_only, check_tensors, no_host, load_mtp : bool
         As in `llama_model_params`.
     kv_overrides : mapping, optional
@@ -276,7 +300,7 @@ class ModelParams:
     use_mlock: bool = False
     vocab_only: bool = False
     check_tensors: bool = False
-    use_extra_bufts: bool = False
+    use_extra_bufts: bool | Literal["auto"] = "auto"
     no_host: bool = False
     load_mtp: bool = True
     kv_overrides: Mapping[str, bool | int | float | str] | None = None
@@ -288,6 +312,8 @@ class ModelParams:
         _check_int(self, "main_gpu", 0)
         _check_choice(self, "split_mode", get_args(SplitMode))
         _check_flags(self)
+        if not isinstance(self.use_extra_bufts, bool):
+            _check_choice(self, "use_extra_bufts", ("auto",))
         _check_mapping(self, "kv_overrides", "keys to values")
         _store(self, "kv_overrides", plain_overrides(self.kv_overrides))
         _check_list(self, "devices", "devices or names")
@@ -333,13 +359,17 @@ class ContextParams:
     type_k, type_v : str
         Cache types, one of `CACHE_TYPES`; a quantized V needs flash attention.
     flash_attn : {"auto", "on", "off"} or bool
-        Flash attention. Off stores V transposed, which makes every state copy many small ones.
+        Flash attention. Off stores V transposed, which makes every state copy many small ones. "auto" is off where a
+        CPU computes heads whose size is no multiple of 64 (of 32 without AVX-512) and V is not quantized: llama.cpp's
+        kernel takes what is left one value at a time (heads of 32 values, 2000 tokens of context: 2 to 4 times as
+        long). `Context.params` has what was decided.
     kv_unified : bool
         One buffer for all sequences (ours; llama.cpp: False): forks share cells instead of copying.
     swa_full : bool
         Keep all rows of sliding-window layers (ours: False).
     n_threads, n_threads_batch : int, optional
-        Threads for single tokens and for batches; None means the CPUs this process may use.
+        Threads for single tokens and for batches; None means the CPUs this process may use, less those that are busy
+        when the context is made. Sums may differ in their last bits between numbers of threads.
     embeddings : bool
         Compute embeddings besides logits.
     pooling : {"unspecified", "none", "mean", "cls", "last", "rank"}

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import sysconfig
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -384,6 +385,15 @@ def test_a_closed_pipe_ends_it_quietly():
         process.stdout.close()
         assert process.stderr.read() == ""
         assert process.wait() == 1
+
+
+def test_ctrl_c_while_importing_is_quiet(tmp_path: Path) -> None:
+    """Sent by a module that the command imports."""
+    (tmp_path / "typer.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(30)\n")
+    script = Path(sysconfig.get_path("scripts")) / "lloyal"
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([script, "info"], env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (cli.INTERRUPTED, "", "")
 
 
 # A server of this machine's devices

@@ -5,6 +5,7 @@
 #include "core/fence.hpp"
 #include "core/fork.hpp"
 #include "core/log.hpp"
+#include "model/cpu.hpp"
 #include "model/graph_check.hpp"
 
 #include "llama-arch.h"
@@ -176,6 +177,14 @@ Status context_create(ModelHandle model, llama_context_params params, ContextHan
             return bad;
         }
         params.ctx_other = parent ? parent->ptr : nullptr;
+        if (params.flash_attn_type == LLAMA_FLASH_ATTN_TYPE_AUTO) {
+            if (parent) { // whose rows it may share
+                params.flash_attn_type =
+                    parent->map.v_trans ? LLAMA_FLASH_ATTN_TYPE_DISABLED : LLAMA_FLASH_ATTN_TYPE_ENABLED;
+            } else if (flash_attention_is_slow(*model->ptr, params)) {
+                params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_DISABLED;
+            }
+        }
         std::shared_lock<std::shared_mutex> lock(model->adapters_mutex);
         llama_context * context = llama_init_from_model(model->ptr, params);
         lock.unlock();

@@ -48,6 +48,7 @@ struct ModelBox {
     TensorPlaces places;
     // Of the file it came from: weights on a device cannot always be read back as they were. Empty without weights.
     std::vector<uint8_t> sample;
+    bool extra_bufts = false; // whether weights may be repacked, as it was decided
     // Connections to the servers its devices are on.
     std::vector<std::shared_ptr<void>> keeps;
     // llama.cpp walks a model's list of adapters whenever a context plans its memory: shared for that, exclusive to
@@ -133,7 +134,7 @@ using ContextHandle = std::shared_ptr<ContextBox>;
 Status model_load(const std::vector<std::string> & paths, llama_model_params params,
                   const std::vector<ggml_backend_dev_t> & devices, const std::vector<float> & tensor_split,
                   const std::vector<std::string> & patterns, const std::vector<ggml_backend_dev_t> & places,
-                  ModelHandle & out) noexcept;
+                  bool choose_extra_bufts, ModelHandle & out) noexcept;
 Status model_save(ModelBox & model, const std::string & path) noexcept;
 // `parent`, or null, is the context whose results or memory the new one uses.
 Status context_create(ModelHandle model, llama_context_params params, ContextHandle parent, PollFn poll,

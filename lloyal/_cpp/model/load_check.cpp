@@ -5,6 +5,7 @@
 #include "core/handles.hpp"
 #include "core/log.hpp"
 #include "core/pattern.hpp"
+#include "model/cpu.hpp"
 #include "model/gguf_file.hpp"
 #include "model/quantize.hpp"
 
@@ -210,9 +211,9 @@ Status check_file(const GgufFile & file) {
             const std::string key = gguf_get_key(meta, i);
             if (key.ends_with(suffix) && gguf_get_kv_type(meta, i) == GGUF_TYPE_UINT32 &&
                 gguf_get_val_u32(meta, i) > most) {
-                return Status(Code::load_failed, text("the metadata's ", key, " is ", gguf_get_val_u32(meta, i),
-                                                      ": with the ", gguf_get_n_tensors(meta),
-                                                      " tensors of the file it may be at most ", most));
+                return Status(Code::load_failed,
+                              text("the metadata's ", key, " is ", gguf_get_val_u32(meta, i), ": with the ",
+                                   gguf_get_n_tensors(meta), " tensors of the file it may be at most ", most));
             }
         }
     }
@@ -232,7 +233,7 @@ Status check_file(const GgufFile & file) {
 Status model_load(const std::vector<std::string> & paths, llama_model_params params,
                   const std::vector<ggml_backend_dev_t> & devices, const std::vector<float> & tensor_split,
                   const std::vector<std::string> & patterns, const std::vector<ggml_backend_dev_t> & places,
-                  ModelHandle & out) noexcept {
+                  bool choose_extra_bufts, ModelHandle & out) noexcept {
     return fenced(Input::file, Code::load_failed, [&]() -> Status {
         log_mark();
         // The caller's own code.
@@ -270,6 +271,7 @@ Status model_load(const std::vector<std::string> & paths, llama_model_params par
             }
         }
         Sample sample;
+        Repacking repacking;
         for (const std::string & path : files) {
             const GgufFile file(path);
             if (!file.meta) {
@@ -280,7 +282,11 @@ Status model_load(const std::vector<std::string> & paths, llama_model_params par
             }
             if (!params.vocab_only) {
                 sample.add(path, file);
+                repacking.add(file);
             }
+        }
+        if (choose_extra_bufts) {
+            params.use_extra_bufts = repacking.is_right();
         }
         llama_model * model;
         lloyal_budget budget; // llama.cpp searches tensors' names with std::regex
@@ -311,6 +317,7 @@ Status model_load(const std::vector<std::string> & paths, llama_model_params par
         out->devices = std::move(owned_devices);
         out->tensor_split = std::move(owned_split);
         out->sample = sample.take();
+        out->extra_bufts = params.use_extra_bufts;
         out->places = std::move(owned_places); // moving keeps the strings where the list points
         Status bad = check_hparams(*model);
         if (bad.ok() && !params.vocab_only) {
