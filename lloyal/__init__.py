@@ -37,9 +37,11 @@ from lloyal import errors, kv, llama, models
 from lloyal.checkpoint import Checkpoint, Checkpoints
 from lloyal.context import Context
 from lloyal.decoding import prefill
+from lloyal.embedding import embed, rerank
 from lloyal.generation import Generation, generate
 from lloyal.model import Model
 from lloyal.sampling import Sampling
+from lloyal.scoring import Score, score
 
 if TYPE_CHECKING:
     from lloyal import chat, grammar
@@ -72,11 +74,13 @@ __all__ = [
     "ModelParams",
     "Sampler",
     "Sampling",
+    "Score",
     "StateSeqFlags",
     "Vocab",
     "build_info",
     "chat",
     "devices",
+    "embed",
     "errors",
     "generate",
     "grammar",
@@ -85,5 +89,7 @@ __all__ = [
     "llama",
     "models",
     "prefill",
+    "rerank",
+    "score",
     "system_info",
 ]

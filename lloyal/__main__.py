@@ -1,5 +1,5 @@
 #!python
-"""``python -m lloyal``, and the ``lloyal`` command: installed under that name, so that Ctrl-C is quiet from the start."""
+"""``python -m lloyal``, and the ``lloyal`` command: installed as it is, so that Ctrl-C is quiet from the start."""
 
 import os
 import signal

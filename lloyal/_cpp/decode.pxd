@@ -59,6 +59,11 @@ cdef extern from "decode/decode.hpp" namespace "lloyal" nogil:
         const ContextHandle& ctx, const Batch& batch)
     int32_t process_n_embd(const ContextBox& box, bool encoding)
 
+cdef extern from "decode/log_probs.hpp" namespace "lloyal" nogil:
+    cppclass LogProb:
+        double value
+        int32_t index
+
 cdef extern from "decode/outputs.hpp" namespace "lloyal" nogil:
     cppclass Output:
         const float* data
@@ -87,6 +92,11 @@ cdef extern from "decode/outputs.hpp" namespace "lloyal" nogil:
     Status output_argmax "lloyal::inside<lloyal::output_argmax>"(const ContextHandle& ctx, const Output& output, int32_t& out)
     Status output_stale "lloyal::inside<lloyal::output_stale>"(const ContextHandle& ctx, const Output& output, bool& stale)
     Status output_copy "lloyal::inside<lloyal::output_copy>"(const ContextHandle& ctx, const Output& output, float* out)
+
+    Status output_log_prob "lloyal::inside<lloyal::output_log_prob>"(
+        const ContextHandle& ctx, const Output& output, size_t i, double& out)
+    Status output_most_probable "lloyal::inside<lloyal::output_most_probable>"(
+        const ContextHandle& ctx, const Output& output, size_t count, vector[LogProb]& out)
 
 cdef extern from "decode/ext.hpp" namespace "lloyal" nogil:
     cppclass BufferUse:

@@ -4,7 +4,7 @@ Results go to stdout, everything else (progress, logs, errors) to stderr. An err
 command line one line and exit code 2, Ctrl-C exit code 130.
 """
 
-from lloyal.cli import bench, demo, info, program, rpc_server, run
+from lloyal.cli import bench, demo, embed, info, program, rpc_server, run, score
 from lloyal.cli.program import INTERRUPTED, app, main
 
 __all__ = ["INTERRUPTED", "app", "main"]
@@ -12,5 +12,7 @@ __all__ = ["INTERRUPTED", "app", "main"]
 app.command("demo")(demo.demo)
 app.command("info")(info.info)
 app.command("run")(run.run)
+app.command("score")(score.score)
+app.command("embed")(embed.embed)
 app.command("rpc-server")(rpc_server.rpc_server)
 program.bench.command("checkpoint")(bench.checkpoint)

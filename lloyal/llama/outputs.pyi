@@ -21,6 +21,10 @@ class Logits:
     def __getitem__(self, index: slice) -> NDArray[float32]: ...
     def argmax(self) -> int:
         """Index of the largest value, the first of equals. Releases the GIL."""
+    def logprob(self, token: int) -> float:
+        """The natural logarithm of a token's probability, by a softmax in float64. Releases the GIL."""
+    def top(self, n: int) -> list[tuple[float, int]]:
+        """The `n` most probable tokens as (log-probability, token), the best first. Releases the GIL."""
     def copy(self) -> NDArray[float32]:
         """A NumPy array of its own, float32, shape (n,)."""
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]: ...

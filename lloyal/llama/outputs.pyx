@@ -4,10 +4,11 @@
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES, PyBUF_WRITABLE
 from libc.stdint cimport int32_t
 from libcpp cimport bool as cbool
+from libcpp.vector cimport vector
 
 cimport lloyal._cpp.core as core
 cimport lloyal._cpp.decode as cdecode
-from lloyal.llama.args cimport as_index, as_int32
+from lloyal.llama.args cimport as_index, as_int32, as_integer
 from lloyal.llama.base cimport ContextBase
 from lloyal.llama.status cimport check
 
@@ -84,6 +85,28 @@ cdef class Logits:
             status = cdecode.output_argmax(handle, self.row, best)
         check(status)
         return best
+
+    def logprob(self, token: int) -> float:
+        """The natural logarithm of a token's probability, by a softmax in float64. Releases the GIL."""
+        cdef core.ContextHandle handle = self.handle
+        cdef core.Status status
+        cdef size_t i = as_index(token, self.row.n)
+        cdef double value = 0
+        with nogil:
+            status = cdecode.output_log_prob(handle, self.row, i, value)
+        check(status)
+        return value
+
+    def top(self, n: int) -> list[tuple[float, int]]:
+        """The `n` most probable tokens as (log-probability, token), the best first. Releases the GIL."""
+        cdef core.ContextHandle handle = self.handle
+        cdef core.Status status
+        cdef size_t count = as_integer(n, "n", 0, 2**31 - 1)
+        cdef vector[cdecode.LogProb] best
+        with nogil:
+            status = cdecode.output_most_probable(handle, self.row, count, best)
+        check(status)
+        return [(best[i].value, best[i].index) for i in range(best.size())]
 
     def copy(self) -> NDArray[float32]:
         """A NumPy array of its own, float32, shape (n,)."""

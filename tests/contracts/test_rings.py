@@ -19,16 +19,17 @@ RINGS = [
     "llama.memory llama.state llama.ext llama.adapter llama.quantize llama.common llama.sampler_init llama.sampler "
     "llama.sampler_backend llama.context llama native",
     # 2: text, sampling and measures on top of it
-    "tokenization sampling grammar chat metrics embedding kv",
+    "tokenization sampling grammar chat metrics kv",
     # 3: checkpoints and decoding
     "undecoded checkpoint.format checkpoint.value checkpoint.budget checkpoint.place checkpoint model context decoding",
     # 4: branches and speculation
     "branch speculative.draft speculative.accept speculative.loop speculative",
     # 5: sessions
-    "session generation conversation",
+    "session generation conversation scoring embedding",
     # 6: what people start
     "terminal bench.timing bench.checkpoint bench.report bench demo "
-    "cli.output cli.options cli.program cli.demo cli.info cli.run cli.rpc_server cli.bench cli __main__",
+    "cli.output cli.options cli.program cli.demo cli.info cli.run cli.score cli.embed cli.rpc_server cli.bench cli "
+    "__main__",
 ]
 
 # Circles that are known, each with what will end it.

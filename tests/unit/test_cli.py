@@ -396,6 +396,37 @@ def test_ctrl_c_while_importing_is_quiet(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (cli.INTERRUPTED, "", "")
 
 
+def test_score():
+    found = call_json("score", "-m", "nano", "-t", "1", "import sys\n", "-p", "import os\n", "--top", "2")
+    with lloyal.Model(lloyal.models.path()) as model, lloyal.Context(model, n_ctx=256, n_threads=1) as ctx:
+        expected = lloyal.score(ctx, "import sys\n", prompt="import os\n", top=2)
+    assert [row["token"] for row in found["tokens"]] == expected.tokens
+    assert found["total"] == pytest.approx(expected.total, abs=1e-3)
+    assert all(len(row["top"]) == 2 for row in found["tokens"])
+    shown = call(
+        "score",
+        "-m",
+        "nano",
+        "-t",
+        "1",
+        "-",
+        stdin="import sys\n",
+    )
+    assert shown.exit_code == 0
+    assert "log-probability" in shown.stdout
+    assert "perplexity" in shown.stdout
+
+
+def test_embed():
+    rows = call_json("embed", "-m", "nano", "-t", "1", "import os", "import sys")
+    assert [row["text"] for row in rows] == ["import os", "import sys"]
+    assert sum(value**2 for value in rows[0]["embedding"]) == pytest.approx(1, abs=1e-3)
+    shown = call("embed", "-m", "nano", "-t", "1", stdin="import os\n\nimport sys\n")
+    assert "2 vectors" in shown.stdout
+    assert shown.stdout.count("1.000") == 2
+    assert call("embed", "-m", "nano", stdin="\n").exit_code != 0
+
+
 # A server of this machine's devices
 
 

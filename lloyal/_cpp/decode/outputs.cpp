@@ -200,6 +200,25 @@ Status output_argmax(ContextBox & box, const Output & output, int32_t & out) noe
     return status;
 }
 
+Status output_log_prob(ContextBox & box, const Output & output, size_t i, double & out) noexcept {
+    Status status = check_fresh(box, output);
+    if (status.ok()) {
+        out = output.data[i] - log_sum_exp(output.data, output.n);
+    }
+    return status;
+}
+
+Status output_most_probable(ContextBox & box, const Output & output, size_t count,
+                            std::vector<LogProb> & out) noexcept {
+    return guarded(Code::invalid_argument, [&]() -> Status {
+        Status status = check_fresh(box, output);
+        if (status.ok()) {
+            out = most_probable(output.data, output.n, count);
+        }
+        return status;
+    });
+}
+
 Status output_stale(ContextBox & box, const Output & output, bool & stale) noexcept {
     stale = box.generation != output.generation;
     return {};
