@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import random
+import subprocess
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -348,3 +351,46 @@ def test_several_outputs_of_one_sequence(nano: lloyal.Model, new_context: NewCon
     ctx.decode(batch)
     assert [chain.sample(ctx, i) for i in range(len(tokens))] == expected
     assert chain.state() == cpu.state()
+
+
+# In a process of its own: llama.cpp asserts on what some chains make of their candidates.
+ANY_CHAIN = """
+import itertools, random, sys
+import lloyal
+from lloyal.llama import Sampler
+
+model = lloyal.Model(lloyal.models.path("nano-draft"))
+n = len(model.vocab)
+pool = [
+    lambda: Sampler.greedy(), lambda: Sampler.llama_dist(1), lambda: Sampler.dist(1), lambda: Sampler.top_k(5),
+    lambda: Sampler.top_k(1), lambda: Sampler.top_k(0), lambda: Sampler.top_p(0.9), lambda: Sampler.min_p(0.1),
+    lambda: Sampler.typical(0.5), lambda: Sampler.temp(0.7), lambda: Sampler.temp(0.0),
+    lambda: Sampler.temp_ext(0.7, 0.2, 1.0), lambda: Sampler.penalties(n, 8, 1.1, 0.1, 0.1),
+    lambda: Sampler.logit_bias(n, {3: 1.0}), lambda: Sampler.xtc(0.5, 0.1, 1, 1), lambda: Sampler.top_n_sigma(1.0),
+]
+rng = random.Random(int(sys.argv[1]))
+chains = list(itertools.product(pool, repeat=2)) + [rng.choices(pool, k=rng.randrange(3, 6)) for _ in range(200)]
+attached = 0
+for chain in chains:
+    most = rng.choice((0, 1))
+    with lloyal.Context(model, n_ctx=256, n_threads=1, n_seq_max=2, n_outputs_max_per_seq=most) as ctx:
+        try:
+            ctx.set_sampler(0, Sampler.chain(*[make() for make in chain]))
+            attached += 1
+        except lloyal.errors.LloyalError:
+            pass  # and the context goes on without
+        for pos in range(0, 6, 3):
+            batch = lloyal.Batch()
+            batch.extend([5, 6, 7], pos, 0, "last" if most else True)
+            batch.extend([5, 6, 7], pos, 1, "last")
+            ctx.decode(batch)
+print(attached, len(chains))
+"""
+
+
+def test_any_chain_is_attached_or_refused() -> None:
+    command = [sys.executable, "-P", "-c", ANY_CHAIN, str(random.randrange(2**31))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, (command[-1], done.stderr)
+    attached, tried = map(int, done.stdout.split())
+    assert tried // 3 < attached < tried

@@ -1,5 +1,6 @@
 #include "sample/sampler_backend.hpp"
 
+#include "core/fence.hpp"
 #include "core/log.hpp"
 #include "sample/sampler_types.hpp"
 
@@ -29,6 +30,7 @@ Status check_attachable(const ContextBox & context, SamplerBox & box) {
     const int32_t n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(context.model->ptr));
     int32_t n_left = n_vocab;
     bool ordered = true;
+    const char * picked = nullptr;
     for (int32_t i = 0; i < n; ++i) {
         const llama_sampler * link = llama_sampler_chain_get(box.ptr, i);
         const SamplerType type = sampler_type(link);
@@ -52,6 +54,14 @@ Status check_attachable(const ContextBox & context, SamplerBox & box) {
                                 " takes candidate i for token i, which top_k, top_p and temp(0) before it make wrong: "
                                 "put it before them",
                                 type == SamplerType::greedy ? ", or use llama_dist" : ""));
+        }
+        if (type == SamplerType::greedy || type == SamplerType::llama_dist) {
+            // The graph computes the last pick only: what the other would read is never allocated.
+            if (picked) {
+                return refused(text("sampler ", i, ", ", name, ", picks a token after ", picked,
+                                    " has: a back end takes one of them"));
+            }
+            picked = name;
         }
         if (n_left == 1 && type == SamplerType::temp_ext) {
             return refused("on a back end temp_ext needs more than one candidate");
@@ -83,7 +93,8 @@ Status detach(ContextBox & context, SeqId seq) {
 
 Status context_set_sampler(const ContextHandle & handle, SeqId seq, const SamplerHandle & sampler) noexcept {
     ContextBox & context = *handle;
-    return guarded(Code::unsupported, [&]() -> Status {
+    // Planning the graph asserts on what some chains make of their candidates.
+    return fenced(Input::text, Code::unsupported, [&]() -> Status {
         Status bad;
         if (!valid_seq(context, seq, "seq_id", bad)) {
             return bad;
