@@ -17,6 +17,8 @@ import logging
 import os
 import threading
 
+from lloyal.llama.openmp import passive_waiting
+
 __all__ = ["Device", "build_info", "devices", "drain_logs", "ensure_started", "live_handles", "system_info"]
 
 cdef object _KEY = object()  # a bare __new__ would make one that points nowhere
@@ -50,7 +52,8 @@ cpdef int ensure_started() except -1:
         core.fence_install()
         core.fork_install()
         folder = os.path.join(os.path.dirname(os.path.dirname(__file__)), "lib")
-        _load_plugins(os.fsencode(folder))
+        with passive_waiting():
+            _load_plugins(os.fsencode(folder))
         _check_back_ends(folder)
         _started = True
     drain_logs()

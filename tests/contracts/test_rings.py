@@ -13,8 +13,8 @@ RINGS = [
     # 0: declarations, our C++, the error table
     "errors models libllama _cpp",
     # 1: llama.h as Python, and what we invented and compiled
-    "llama.enums llama.signals llama.files llama.params llama.candidates llama.backend llama.status llama.args "
-    "llama.base llama.buffers "
+    "llama.openmp llama.enums llama.signals llama.files llama.params llama.candidates llama.backend llama.status "
+    "llama.args llama.base llama.buffers "
     "llama.vocab llama.rpc llama.load llama.model llama.batch llama.batch_ext llama.decode llama.outputs "
     "llama.memory llama.state llama.ext llama.adapter llama.quantize llama.common llama.sampler_init llama.sampler "
     "llama.sampler_backend llama.context llama native",

@@ -12,6 +12,8 @@ from importlib import metadata
 
 import pytest
 
+import lloyal
+
 
 def cpu_seconds(code: str) -> float:
     """Processor time of a Python that runs `code`: a busy machine does not change it much."""
@@ -107,3 +109,18 @@ def test_the_version_and_signatures_are_there():
     assert inspect.signature(lloyal.llama.Model).parameters["n_gpu_layers"].default == -1
     assert lloyal.chat.stream is not None
     assert lloyal.Conversation.__module__ == "lloyal.conversation"
+
+
+@pytest.mark.skipif(
+    "OPENMP = 1" not in lloyal.system_info() or sys.platform != "linux", reason="not built with libgomp"
+)
+@pytest.mark.parametrize(("given", "expected"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7")])
+def test_openmp_threads_sleep_when_they_wait(given: dict[str, str], expected: str) -> None:
+    """What libgomp read, by its own words; and the environment is what it was."""
+    code = "import os\nbefore = dict(os.environ)\nimport lloyal\nlloyal.devices()\nassert os.environ == before"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("GOMP_", "OMP_"))}
+    environment |= {"OMP_DISPLAY_ENV": "verbose"} | given
+    command = [sys.executable, "-P", "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"GOMP_SPINCOUNT = '{expected}'" in done.stderr
