@@ -1,5 +1,8 @@
 #!python
-"""``python -m lloyal``, and the ``lloyal`` command: installed as it is, so that Ctrl-C is quiet from the start."""
+"""``python -m lloyal``, and the ``lloyal`` command: this file, installed under that name.
+
+So Ctrl-C is quiet from the start; `-m` imports the package before anything here runs.
+"""
 
 import os
 import signal

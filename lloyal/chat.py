@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lloyal.errors import InvalidArgument, InvalidGrammar
 from lloyal.llama import Model, Sampler, Vocab
 from lloyal.llama.common import ChatPrompt, ChatTemplates, chat_apply_template, chat_builtin_templates
+from lloyal.tokenization import tokens_behind
 
 if TYPE_CHECKING:
     from lloyal.conversation import Reply, stream
@@ -128,7 +129,7 @@ def grammar_sampler(vocab: Vocab, prompt: ChatPrompt) -> Sampler | None:
     if prompt.grammar_lazy:
         return _lazy_grammar(vocab, prompt)
     sampler = Sampler.grammar(vocab, prompt.grammar)
-    for token in _tokens_behind_nothing(vocab, prompt.grammar_prefix):
+    for token in tokens_behind(vocab, prompt.grammar_prefix, parse_special=True):
         try:
             sampler.accept(token)
         except InvalidArgument as error:
@@ -136,18 +137,6 @@ def grammar_sampler(vocab: Vocab, prompt: ChatPrompt) -> Sampler | None:
                 f"the grammar does not begin with {prompt.grammar_prefix!r}, which the prompt ends with"
             ) from error
     return sampler
-
-
-def _tokens_behind_nothing(vocab: Vocab, text: str) -> list[int]:
-    """The tokens of a text that is no beginning: some tokenizers put a space before the first one."""
-    tokens = vocab.tokenize(text, add_special=False, parse_special=True) if text else []
-    if not tokens or not vocab.token_to_piece(tokens[0], True).startswith(b" ") or text.startswith(" "):
-        return tokens
-    tokens = vocab.tokenize("\n" + text, add_special=False, parse_special=True)
-    before = b""
-    while tokens and before.strip(b" ") != b"\n":
-        before += vocab.token_to_piece(tokens.pop(0), True)
-    return tokens
 
 
 def _lazy_grammar(vocab: Vocab, prompt: ChatPrompt) -> Sampler:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from lloyal.context import Context
 from lloyal.errors import InvalidArgument, Unsupported
@@ -23,9 +24,9 @@ SMALLEST_BATCH = 512  # tokens: texts are put together up to this, or to the lon
 
 def embed(
     model: Model,
-    texts: str | Iterable[str],
+    texts: str | bytes | Iterable[str | bytes],
     *,
-    pooling: Pooling | None = None,
+    pooling: Literal["mean", "cls", "last"] | None = None,
     normalize: bool = True,
     n_threads: int | None = None,
 ) -> NDArray[numpy.float32]:
@@ -35,10 +36,10 @@ def embed(
     ----------
     model : Model
         One that was trained for it gives useful vectors; any gives some.
-    texts : str or iterable of str
-        Tokenized with the special tokens that the model asks for. A single string is a list of one.
-    pooling : str, optional
-        How the tokens' embeddings become one: "mean", "cls" or "last". By default what the model asks for, else "mean".
+    texts : str, bytes or iterable of them
+        Tokenized with the special tokens that the model asks for. A single text is a list of one.
+    pooling : {"mean", "cls", "last"}, optional
+        How the tokens' embeddings become one; by default as the model asks, and "mean" if it does not.
     normalize : bool
         Scale vectors to length 1, so that a dot product is the cosine of the angle between two.
     n_threads : int, optional
@@ -56,20 +57,13 @@ def embed(
 
     Notes
     -----
-    Makes a context for the call; several texts are computed at once. Releases the GIL.
+    Makes a context for the call; several texts are computed at once, 512 tokens or the longest text. llama.cpp keeps
+    logits for them too where a model has any: 4 bytes for each entry of the vocabulary a token. Releases the GIL.
     """
     import numpy
 
-    texts = [texts] if isinstance(texts, str) else list(texts)
-    if pooling is None:
-        pooling = "mean" if _own_pooling(model) == 0 else "unspecified"
-    if pooling in ("none", "rank") or (pooling == "unspecified" and _own_pooling(model) == _RANK):
-        raise InvalidArgument(
-            "this model ranks texts by a query: use rerank()"
-            if pooling != "none"
-            else "pooling='none' gives a vector for each token: use a Context with embeddings=True"
-        )
-    tokens = [model.vocab.tokenize(text, add_special=True, parse_special=False) for text in texts]
+    given = [texts] if isinstance(texts, (str, bytes)) else list(texts)
+    tokens = [model.vocab.tokenize(text, add_special=True, parse_special=False) for text in given]
     rows = _pooled(model, tokens, pooling, n_threads)
     if not normalize:
         return rows
@@ -77,7 +71,9 @@ def embed(
     return numpy.asarray(rows / numpy.where(lengths > 0, lengths, 1), dtype=numpy.float32)
 
 
-def rerank(model: Model, query: str, texts: Iterable[str], *, n_threads: int | None = None) -> NDArray[numpy.float32]:
+def rerank(
+    model: Model, query: str, texts: str | Iterable[str], *, n_threads: int | None = None
+) -> NDArray[numpy.float32]:
     """How well each text answers a query: the higher, the better.
 
     Parameters
@@ -85,7 +81,7 @@ def rerank(model: Model, query: str, texts: Iterable[str], *, n_threads: int | N
     model : Model
         One that was made for ranking (its file asks for the pooling "rank").
     query : str
-    texts : iterable of str
+    texts : str or iterable of str
         With the query put into the model's template "rerank", or behind it with the tokens that separate the two.
     n_threads : int, optional
         As for `Context`.
@@ -106,24 +102,16 @@ def rerank(model: Model, query: str, texts: Iterable[str], *, n_threads: int | N
     -----
     Makes a context for the call; several texts are computed at once. Releases the GIL.
     """
-    if _own_pooling(model) != _RANK:
-        raise Unsupported(f"{model.desc} does not rank: use a model that was made for it, or embed() both sides")
-    return _pooled(model, [_pair(model, query, text) for text in texts], "rank", n_threads)[:, 0]
-
-
-_RANK = 4  # LLAMA_POOLING_TYPE_RANK
-
-
-def _own_pooling(model: Model) -> int:
-    """The file's pooling type, 0 (none) if it names none."""
-    return int(model.metadata.get(f"{model.arch}.pooling_type", 0))
+    pairs = [_pair(model, query, text) for text in ([texts] if isinstance(texts, str) else texts)]
+    return _pooled(model, pairs, "rank", n_threads)[:, 0]
 
 
 def _pair(model: Model, query: str, text: str) -> list[int]:
     vocab = model.vocab
     template = model.chat_template("rerank")
     if template is not None:
-        whole = template.replace("{query}", query).replace("{document}", text)
+        given = {"query": query, "document": text}
+        whole = re.sub(r"\{(query|document)\}", lambda match: given[match[1]], template)
         return list(vocab.tokenize(whole, add_special=False, parse_special=True))
     end = vocab.eos if vocab.eos is not None else vocab.sep
     parts: list[int | None] = [vocab.bos if vocab.add_bos else None]
@@ -135,7 +123,7 @@ def _pair(model: Model, query: str, text: str) -> list[int]:
 
 
 def _pooled(
-    model: Model, tokens: Sequence[Sequence[int]], pooling: Pooling, n_threads: int | None
+    model: Model, tokens: Sequence[Sequence[int]], pooling: Pooling | None, n_threads: int | None
 ) -> NDArray[numpy.float32]:
     """The pooled output of every list of tokens, float32, shape (number of lists, values)."""
     import numpy
@@ -147,18 +135,18 @@ def _pooled(
         if len(part) > most:
             raise InvalidArgument(f"texts[{i}] has {len(part)} tokens, the model was trained for {most}: split it")
     n_batch = max(SMALLEST_BATCH, max(map(len, tokens), default=0))
-    settings: dict[str, Any] = {"n_ctx": n_batch, "n_batch": n_batch, "n_ubatch": n_batch, "n_threads": n_threads}
-    n_seq_max = max(1, min(len(tokens), MOST_SEQUENCES, n_batch))
+    n_seq_max = max(1, min(len(tokens), MOST_SEQUENCES))
     rows: list[NDArray[numpy.float32]] = []
-    with Context(model, n_seq_max=n_seq_max, embeddings=True, pooling=pooling, **settings) as ctx:
+    with _pooling_context(
+        model, pooling, n_ctx=n_batch, n_batch=n_batch, n_ubatch=n_batch, n_seq_max=n_seq_max, n_threads=n_threads
+    ) as ctx:
         compute = ctx.encode if model.has_encoder else ctx.decode
         batch = Batch()
         held = 0
         for i, part in enumerate(tokens):
             batch.extend(part, 0, held, True)
             held += 1
-            full = held == n_seq_max or i + 1 == len(tokens) or len(batch) + len(tokens[i + 1]) > n_batch
-            if full:
+            if held == n_seq_max or i + 1 == len(tokens) or len(batch) + len(tokens[i + 1]) > n_batch:
                 if ctx.memory.kind != "none":
                     ctx.memory.clear()
                 compute(batch)
@@ -166,3 +154,21 @@ def _pooled(
                 batch.clear()
                 held = 0
     return numpy.stack(rows) if rows else numpy.empty((0, model.n_embd_out), dtype=numpy.float32)
+
+
+def _pooling_context(model: Model, pooling: Pooling | None, **settings: Any) -> Context:
+    """A context for embeddings; without `pooling` as the model asks, and with "mean" where it asks for none."""
+    if pooling not in (None, "mean", "cls", "last", "rank"):
+        raise InvalidArgument(f"pooling={pooling!r} must be 'mean', 'cls' or 'last', which give one vector for a text")
+    ctx = Context(model, embeddings=True, **settings)
+    own = ctx.pooling
+    if (own == "rank") != (pooling == "rank"):
+        ctx.close()
+        if own == "rank":
+            raise InvalidArgument(f"{model.desc} ranks texts by a query: use rerank()")
+        raise Unsupported(f"{model.desc} does not rank: use a model that was made for it, or embed() both sides")
+    wanted = pooling or ("mean" if own == "none" else own)
+    if wanted != own:
+        ctx.close()
+        ctx = Context(model, embeddings=True, pooling=wanted, **settings)
+    return ctx

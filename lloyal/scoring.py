@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import index
 
 from lloyal.decoding import next_position
 from lloyal.errors import InvalidArgument
-from lloyal.llama import Batch, Context
+from lloyal.llama import Batch, Context, Vocab
+from lloyal.tokenization import tokens_behind
 
 __all__ = ["Score", "score"]
 
@@ -41,8 +43,13 @@ class Score:
 
     @property
     def perplexity(self) -> float:
-        """``exp(-total / len(tokens))``; NaN without tokens."""
-        return math.exp(-self.total / len(self.tokens)) if self.tokens else math.nan
+        """``exp(-total / len(tokens))``: inf where that is too large, NaN without tokens."""
+        if not self.tokens:
+            return math.nan
+        try:
+            return math.exp(-self.total / len(self.tokens))
+        except OverflowError:
+            return math.inf
 
     def __repr__(self) -> str:
         return f"<Score of {len(self.tokens)} tokens: total {self.total:.3f}, perplexity {self.perplexity:.3f}>"
@@ -87,8 +94,14 @@ def score(
         raise InvalidArgument(f"sequence {seq_id} is not empty: name one that is (seq_id=), or clear it")
     if top < 0:
         raise InvalidArgument(f"top={top} must not be negative")
-    before = _tokens(ctx, prompt, first=True)
-    tokens = before + _tokens(ctx, text, first=not before)
+    before = _beginning(ctx.vocab, prompt)
+    if isinstance(prompt, (str, bytes)) and ctx.vocab.add_eos and before[-1:] == [ctx.vocab.eos]:
+        before.pop()  # the text goes on
+    tokens = before + (_behind(ctx.vocab, text) if before else _beginning(ctx.vocab, text))
+    if any(not 0 <= token < len(ctx.vocab) for token in tokens):
+        raise InvalidArgument(
+            f"tokens must be from 0 to {len(ctx.vocab) - 1}, these go from {min(tokens)} to {max(tokens)}"
+        )
     first = max(len(before), 1)
     if first >= len(tokens):
         raise InvalidArgument(
@@ -96,7 +109,7 @@ def score(
         )
     found = Score([], [], [])
     # The last token predicts what comes after the text: it need not be computed.
-    step = max(1, min(ctx.n_batch, MOST_LOGITS // len(ctx.vocab)))
+    step = max(1, min(ctx.n_batch, ctx.params.n_outputs_max or ctx.n_batch, MOST_LOGITS // len(ctx.vocab)))
     batch = Batch()
     try:
         for begin in range(0, len(tokens) - 1, step):
@@ -109,13 +122,19 @@ def score(
                 row = ctx.logits(at - begin)
                 found.tokens.append(tokens[at + 1])
                 found.logprobs.append(row.logprob(tokens[at + 1]))
-                found.top.append(row.top(top))
+                found.top.append(row.top(top) if top else [])
     finally:
         ctx.memory.seq_rm(seq_id, -1, -1)
     return found
 
 
-def _tokens(ctx: Context, text: str | bytes | Sequence[int], *, first: bool) -> list[int]:
-    if isinstance(text, (str, bytes)):
-        return list(ctx.vocab.tokenize(text, add_special=first, parse_special=False)) if text else []
-    return list(text)
+def _beginning(vocab: Vocab, text: str | bytes | Sequence[int]) -> list[int]:
+    if not isinstance(text, (str, bytes)):
+        return [index(token) for token in text]
+    return list(vocab.tokenize(text, add_special=True, parse_special=False)) if text else []
+
+
+def _behind(vocab: Vocab, text: str | bytes | Sequence[int]) -> list[int]:
+    if not isinstance(text, (str, bytes)):
+        return [index(token) for token in text]
+    return tokens_behind(vocab, text)

@@ -1,4 +1,4 @@
-"""Text out of tokens as they arrive.
+"""Text out of tokens as they arrive, and tokens of a text that goes on.
 
 A token is bytes, not text: one character can be spread over several tokens, and a stop string can begin in one and end
 in another. The two classes here hold back exactly what is undecided. They know nothing of contexts or sampling.
@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from lloyal.errors import InvalidArgument
 from lloyal.llama import Vocab
 
-__all__ = ["StopStrings", "StreamDecoder", "stop_strings"]
+__all__ = ["StopStrings", "StreamDecoder", "stop_strings", "tokens_behind"]
 
 
 class StreamDecoder:
@@ -109,3 +109,17 @@ class StopStrings:
             if any(string.startswith(tail) for string in self._strings):
                 return size
         return 0
+
+
+def tokens_behind(vocab: Vocab, text: str | bytes, *, parse_special: bool = False) -> list[int]:
+    """The tokens of a text that goes on behind another: some tokenizers put a space before a beginning."""
+    tokens = vocab.tokenize(text, add_special=False, parse_special=parse_special) if text else []
+    spaced = text.startswith(" " if isinstance(text, str) else b" ")  # type: ignore[arg-type]
+    if not tokens or not vocab.token_to_piece(tokens[0], True).startswith(b" ") or spaced:
+        return tokens
+    behind_line = "\n" + text if isinstance(text, str) else b"\n" + text
+    tokens = vocab.tokenize(behind_line, add_special=False, parse_special=parse_special)
+    before = b""
+    while tokens and before.strip(b" ") != b"\n":
+        before += vocab.token_to_piece(tokens.pop(0), True)
+    return tokens

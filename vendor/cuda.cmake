@@ -60,6 +60,8 @@ if(no_driver OR NOT gpus)
         set(GGML_CUDA_NO_VMM ON)
         message(STATUS "LLOYAL_CUDA: no libcuda to link, so GGML_CUDA_NO_VMM=ON")
     endif()
+elseif(NOT DEFINED CMAKE_CUDA_ARCHITECTURES AND LLOYAL_NATIVE)
+    set(CMAKE_CUDA_ARCHITECTURES native)
 endif()
 
 # The libraries of the toolkit stay out of the wheel: at run time they come from the system or from its Python packages.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from typing import Annotated
@@ -52,12 +53,16 @@ def _as_json(found: Score, vocab: Vocab) -> dict[str, object]:
         {
             "token": token,
             "text": _piece(vocab, token),
-            "logprob": logprob,
-            "top": [{"token": other, "text": _piece(vocab, other), "logprob": value} for value, other in top],
+            "logprob": _number(logprob),
+            "top": [{"token": other, "text": _piece(vocab, other), "logprob": _number(value)} for value, other in top],
         }
         for token, logprob, top in zip(found.tokens, found.logprobs, found.top, strict=True)
     ]
-    return {"total": found.total, "perplexity": found.perplexity, "tokens": rows}
+    return {"total": _number(found.total), "perplexity": _number(found.perplexity), "tokens": rows}
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None  # JSON has no other
 
 
 def _print(found: Score, vocab: Vocab) -> None:

@@ -84,4 +84,5 @@ cdef extern from "ggml-backend.h" nogil:
     ggml_backend_dev_t ggml_backend_dev_get(size_t index)
     ggml_backend_dev_t ggml_backend_dev_by_name(const char* name)
     ggml_backend_reg_t ggml_backend_load(const char* path)
+    size_t ggml_backend_reg_dev_count(ggml_backend_reg_t reg)
     void ggml_backend_load_all_from_path(const char* dir_path)

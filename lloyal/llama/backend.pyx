@@ -33,6 +33,10 @@ cdef dict _LEVELS = {
     g.GGML_LOG_LEVEL_WARN: logging.WARNING,
     g.GGML_LOG_LEVEL_ERROR: logging.ERROR,
 }
+# What a plug-in that drives devices calls itself in the registry, by its file.
+cdef dict _REGISTERED = {
+    "cuda": "CUDA", "hip": "ROCm", "musa": "MUSA", "metal": "MTL", "vulkan": "Vulkan", "sycl": "SYCL", "opencl": "OpenCL",
+}
 cdef dict _LEFT_OUT = {}  # back ends that are in lloyal/lib and could not be started: name -> reason
 
 cdef object _start_lock = threading.Lock()
@@ -56,6 +60,8 @@ cpdef int ensure_started() except -1:
             _load_plugins(os.fsencode(folder))
         _check_back_ends(folder)
         _started = True
+    if _LEFT_OUT:
+        _say_left_out()
     drain_logs()
     return 0
 
@@ -78,24 +84,32 @@ cdef int _check_back_ends(folder) except -1:
                          "in it runs on this processor")
     for file in sorted(os.listdir(folder)):
         stem, suffix = os.path.splitext(file)
-        kind = stem.removeprefix("libggml-").split("-")[0]  # libggml-cpu-haswell.so is a variant of CPU
-        name = {"metal": "MTL"}.get(kind, kind.upper())
-        if stem.startswith("libggml-") and suffix in (".so", ".dylib") and kind != "base":
-            path = os.fsencode(os.path.join(folder, file))
-            core.log_mark()
+        name = _REGISTERED.get(stem.removeprefix("libggml-")) if suffix in (".so", ".dylib") else None
+        if name is None:
+            continue
+        path = os.fsencode(os.path.join(folder, file))
+        core.log_mark()
+        registered = g.ggml_backend_reg_by_name(name.encode())
+        if registered == NULL:
             # ggml's own search says nothing of what it passes over: try again, and it says why.
-            if g.ggml_backend_reg_by_name(name.encode()) == NULL and g.ggml_backend_load(path) == NULL:
-                reason = core.log_last().decode("utf-8", "replace").strip()
-                _LEFT_OUT[name] = reason.rpartition(f"{os.fsdecode(path)}: ")[2] or "no reason given"
-    if _LEFT_OUT:
-        import warnings
-
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in _LEFT_OUT.items())
-        hint = " (`pip install 'lloyal[cuda13]'` brings NVIDIA's libraries)" if "libcu" in reasons else ""
-        text = f"left out what could not be started here, the CPU goes on: {reasons}{hint}"
-        _native.warning("%s", text)
-        warnings.warn(f"lloyal {text}", RuntimeWarning, stacklevel=2)
+            registered = g.ggml_backend_load(path)
+        if registered == NULL:
+            reason = core.log_last().decode("utf-8", "replace").strip()
+            _LEFT_OUT[name] = reason.rpartition(f"{os.fsdecode(path)}: ")[2] or "no reason given"
+        elif g.ggml_backend_reg_dev_count(registered) == 0:
+            _LEFT_OUT[name] = "it finds no device (is the driver installed?)"
     return 0
+
+
+cdef _say_left_out():
+    import warnings
+
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in _LEFT_OUT.items())
+    missing = any(library in reasons for library in ("libcublas.so.13", "libcublasLt.so.13", "libcudart.so.13"))
+    hint = " (`pip install 'lloyal[cuda13]'` brings NVIDIA's libraries)" if missing else ""
+    text = f"left out what could not be started here, the CPU goes on: {reasons}{hint}"
+    _native.warning("%s", text)
+    warnings.warn(f"lloyal {text}", RuntimeWarning, stacklevel=2)
 
 
 def _at_exit():

@@ -22,9 +22,15 @@ class Logits:
     def argmax(self) -> int:
         """Index of the largest value, the first of equals. Releases the GIL."""
     def logprob(self, token: int) -> float:
-        """The natural logarithm of a token's probability, by a softmax in float64. Releases the GIL."""
+        """The natural logarithm of a token's probability, by a softmax in float64. Releases the GIL.
+
+        NaN if a value of the row is NaN or +inf, or all are -inf.
+        """
     def top(self, n: int) -> list[tuple[float, int]]:
-        """The `n` most probable tokens as (log-probability, token), the best first. Releases the GIL."""
+        """The `n` most probable tokens as (log-probability, token), the best first. Releases the GIL.
+
+        Log-probabilities are those of `logprob`.
+        """
     def copy(self) -> NDArray[float32]:
         """A NumPy array of its own, float32, shape (n,)."""
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]: ...

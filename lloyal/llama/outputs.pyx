@@ -2,7 +2,7 @@
 """Views of a context's outputs, which belong to the context and are overwritten by its next decode."""
 
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES, PyBUF_WRITABLE
-from libc.stdint cimport int32_t
+from libc.stdint cimport int32_t, int64_t
 from libcpp cimport bool as cbool
 from libcpp.vector cimport vector
 
@@ -87,10 +87,13 @@ cdef class Logits:
         return best
 
     def logprob(self, token: int) -> float:
-        """The natural logarithm of a token's probability, by a softmax in float64. Releases the GIL."""
+        """The natural logarithm of a token's probability, by a softmax in float64. Releases the GIL.
+
+        NaN if a value of the row is NaN or +inf, or all are -inf.
+        """
         cdef core.ContextHandle handle = self.handle
         cdef core.Status status
-        cdef size_t i = as_index(token, self.row.n)
+        cdef size_t i = as_integer(token, "token", 0, <int64_t>self.row.n - 1)
         cdef double value = 0
         with nogil:
             status = cdecode.output_log_prob(handle, self.row, i, value)
@@ -98,7 +101,10 @@ cdef class Logits:
         return value
 
     def top(self, n: int) -> list[tuple[float, int]]:
-        """The `n` most probable tokens as (log-probability, token), the best first. Releases the GIL."""
+        """The `n` most probable tokens as (log-probability, token), the best first. Releases the GIL.
+
+        Log-probabilities are those of `logprob`.
+        """
         cdef core.ContextHandle handle = self.handle
         cdef core.Status status
         cdef size_t count = as_integer(n, "n", 0, 2**31 - 1)

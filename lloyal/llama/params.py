@@ -14,6 +14,7 @@ import reprlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from inspect import Parameter, Signature
+from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 from lloyal.errors import InvalidArgument, UnknownParameter
@@ -49,13 +50,29 @@ P = TypeVar("P")
 def default_threads() -> int:
     """CPUs this process may run on, less those that other threads keep busy right now; at least 1.
 
-    A graph's threads wait for each other after every operation: one without a CPU of its own stops them all.
+    A graph's threads wait for each other after every operation: one without a CPU of its own stops them all. In a
+    control group with a quota it is the quota: what else runs on the machine is not in the same group.
     """
     try:
         allowed = len(os.sched_getaffinity(0))
     except AttributeError:  # macOS
         return os.cpu_count() or 1
+    quota = _cpu_quota()
+    if quota is not None and quota < allowed:
+        return max(1, int(quota))
     return max(1, min(allowed, (os.cpu_count() or 1) - _busy_elsewhere()))
+
+
+def _cpu_quota(root: str = "/sys/fs/cgroup") -> float | None:
+    """CPUs that the control group of this process may use in the mean, as a container sees it; None without a limit."""
+    for files in (["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]):
+        try:
+            quota, period = " ".join(Path(root, name).read_text(encoding="ascii") for name in files).split()
+            if int(quota) > 0 and int(period) > 0:
+                return int(quota) / int(period)
+        except (OSError, ValueError):  # none there, or "max"
+            continue
+    return None
 
 
 def _busy_elsewhere(samples: int = 5, seconds: float = 0.002) -> int:
@@ -276,10 +293,11 @@ class ModelParams:
     use_mlock : bool
         Keep the weights from being swapped out.
     use_extra_bufts : bool or "auto"
-        Repack weights for the processor's special instructions: a third faster with Q4_0 on AVX-512, and `Model.save`
-        cannot read such weights back. "auto" is ours (llama.cpp: True): it repacks where small products of the file's
-        types, computed while loading, agree with plain ones. Repacked for AMX, F16 weights give wrong logits when one
-        batch holds several sequences of a recurrent or hybrid model. `Model.params` has what was decided.
+        Repack weights for the processor's special instructions: a third faster with Q4_0 on AVX-512. Repacked weights
+        are read and not mapped, and `Model.save` cannot read them back. "auto" is ours (llama.cpp: True): it repacks
+        where small products of the file's types, computed while loading, agree with plain ones. Repacked for AMX, F16
+        weights give wrong logits when one batch holds several sequences of a recurrent or hybrid model.
+        `Model.params` has what was decided.
     vocab_only, check_tensors, no_host, load_mtp : bool
         As in `llama_model_params`.
     kv_overrides : mapping, optional
@@ -362,14 +380,16 @@ class ContextParams:
         Flash attention. Off stores V transposed, which makes every state copy many small ones. "auto" is off where a
         CPU computes heads whose size is no multiple of 64 (of 32 without AVX-512) and V is not quantized: llama.cpp's
         kernel takes what is left one value at a time (heads of 32 values, 2000 tokens of context: 2 to 4 times as
-        long). `Context.params` has what was decided.
+        long). `Context.params` has what was decided. States fit contexts with the same setting only: name it where
+        they travel between machines.
     kv_unified : bool
         One buffer for all sequences (ours; llama.cpp: False): forks share cells instead of copying.
     swa_full : bool
         Keep all rows of sliding-window layers (ours: False).
     n_threads, n_threads_batch : int, optional
-        Threads for single tokens and for batches; None means the CPUs this process may use, less those that are busy
-        when the context is made. Sums may differ in their last bits between numbers of threads.
+        Threads for single tokens and for batches; None means the CPUs this process may use (of a container the quota),
+        less those that are busy when the context is made: see `Context.n_threads`. Sums may differ in their last bits
+        between numbers of threads.
     embeddings : bool
         Compute embeddings besides logits.
     pooling : {"unspecified", "none", "mean", "cls", "last", "rank"}

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import lloyal
-from lloyal.llama.params import default_threads
+from lloyal.llama.params import _cpu_quota, default_threads
 from tests.decode import feed
 from tests.models import tiny
 
@@ -49,6 +49,31 @@ def head_sizes(model: lloyal.Model) -> set[int]:
     keys = [f"{model.arch}.attention.{kind}_length" for kind in ("key", "value")]
     default = model.n_embd // model.n_head
     return {int(model.metadata.get(key, default)) for key in keys}
+
+
+@pytest.mark.parametrize(
+    ("files", "quota"),
+    [
+        ({"cpu.max": "200000 100000\n"}, 2.0),
+        ({"cpu.max": "max 100000\n"}, None),
+        ({"cpu/cpu.cfs_quota_us": "150000", "cpu/cpu.cfs_period_us": "100000"}, 1.5),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
+        ({}, None),
+    ],
+)
+def test_the_quota_of_a_container(tmp_path: Path, files: dict[str, str], quota: float | None) -> None:
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    assert _cpu_quota(str(tmp_path)) == quota
+
+
+def test_a_child_context_follows_its_parent() -> None:
+    with lloyal.Model(tiny("llama")) as model, lloyal.Context(model, n_ctx=256, n_threads=1) as parent:
+        with lloyal.Context(model, n_ctx=256, n_threads=1, parent=parent) as child:
+            assert child.flash_attn == parent.flash_attn
+        with lloyal.Context(model, n_ctx=256, n_threads=1, parent=parent, type_v="q8_0") as child:
+            assert child.flash_attn
 
 
 @pytest.mark.parametrize("name", ["nano", "llama", "gpt2", "falcon-h1"])

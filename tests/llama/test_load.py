@@ -284,6 +284,8 @@ def test_more_tokens_than_memory_holds_are_refused(tmp_path: Path) -> None:
             pair.value = 2**32 - 1
     with pytest.raises(LoadFailed, match=r"vocab_size is 4294967295.*at most 4194304"):
         lloyal.Model(write(file, tmp_path / "m.gguf"))
+    with pytest.raises(LoadFailed, match=r"vocab_size is 134217728.*at most 4194304"):
+        lloyal.Model(tiny("llama"), kv_overrides={"llama.vocab_size": 2**27})
 
 
 def test_embeddings_that_are_shorter_than_promised_are_not_read(tmp_path: Path) -> None:

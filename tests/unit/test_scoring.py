@@ -74,13 +74,45 @@ def test_what_cannot_be_scored(nano: lloyal.Model, new_context: Make) -> None:
             lloyal.score(ctx, nothing)
     with pytest.raises(InvalidArgument, match="top=-1"):
         lloyal.score(ctx, TEXT, top=-1)
+    for wrong in ([5, 6, -1], [5, 6, 10**9], [-1, 5]):
+        with pytest.raises(InvalidArgument, match="tokens must be from 0 to"):
+            lloyal.score(ctx, wrong)
     lloyal.prefill(ctx, "x")
+    for outside in (-1, len(ctx.vocab)):
+        with pytest.raises(InvalidArgument, match="token"):
+            ctx.logits().logprob(outside)
     with pytest.raises(InvalidArgument, match="sequence 0 is not empty"):
         lloyal.score(ctx, TEXT)
     assert lloyal.score(ctx, TEXT, seq_id=1).tokens
     with pytest.raises(lloyal.errors.CacheFull):
         lloyal.score(ctx, [5] * (ctx.n_ctx + 2), seq_id=1)
     assert ctx.memory.seq_pos_max(1) == -1
+
+
+def test_the_text_goes_on_where_the_prompt_ends() -> None:
+    """Also where a tokenizer ends what it reads."""
+    found = []
+    for overrides in ({}, {"tokenizer.ggml.add_eos_token": True}):
+        with lloyal.Model(lloyal.models.path(), kv_overrides=overrides) as model:
+            assert model.vocab.add_eos is bool(overrides)
+            with lloyal.Context(model, n_ctx=256, n_threads=1) as ctx:
+                found.append(lloyal.score(ctx, "import sys\n", prompt="import os\n").logprobs)
+    assert found[0] == found[1]
+
+
+def test_numbers_that_are_too_large_for_a_perplexity() -> None:
+    assert lloyal.Score([1], [-1000.0], [[]]).perplexity == math.inf
+    assert math.isnan(lloyal.Score([], [], []).perplexity)
+
+
+def test_few_outputs_at_once(nano: lloyal.Model, new_context: Make) -> None:
+    few = lloyal.score(new_context(nano, n_seq_max=2, n_outputs_max=4), TEXT)
+    assert few.total == pytest.approx(lloyal.score(new_context(nano), TEXT).total, abs=0.1)
+
+
+def test_the_models_own_pooling_counts() -> None:
+    with lloyal.Model(lloyal.models.path(), kv_overrides={"llama.pooling_type": 3}) as model:
+        assert (lloyal.embed(model, TEXT, n_threads=1) == lloyal.embed(model, TEXT, pooling="last", n_threads=1)).all()
 
 
 @pytest.mark.parametrize("pooling", ["mean", "last", "cls"])
@@ -104,7 +136,7 @@ def test_vectors_of_nothing_of_one_and_of_too_much(nano: lloyal.Model) -> None:
     assert np.linalg.norm(one) != pytest.approx(1, abs=1e-3)
     with pytest.raises(InvalidArgument, match=r"texts\[1\] has \d+ tokens, the model was trained for"):
         lloyal.embed(nano, ["x", "ab " * nano.n_ctx_train])
-    with pytest.raises(InvalidArgument, match="a vector for each token"):
+    with pytest.raises(InvalidArgument, match="pooling='none' must be"):
         lloyal.embed(nano, "x", pooling="none")
     with pytest.raises(Unsupported, match="does not rank"):
         lloyal.rerank(nano, "x", ["y"])
@@ -148,5 +180,6 @@ def test_ranks_are_those_of_one_pair_at_a_time(tmp_path: Path, template: bytes |
                 batch.extend(tokens, 0, 0, True)
                 ctx.decode(batch)
                 assert rank == pytest.approx(ctx.embeddings(seq_id=0, copy=True)[0], abs=1e-3)
+        assert lloyal.rerank(model, "files", "import os", n_threads=1) == pytest.approx(ranks[:1], abs=1e-3)
         with pytest.raises(InvalidArgument, match="use rerank"):
             lloyal.embed(model, "x")

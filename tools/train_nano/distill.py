@@ -198,7 +198,7 @@ def target_batches(lessons: Lessons, rows: Rows, plan: Plan) -> Iterator[tuple[T
         yield torch.cat((row[:, :-1], ids)), torch.cat((row[:, 1:], labels))
 
 
-def target_loss(model: torch.nn.Module, batch: tuple[Tensor, Tensor], weight: float = 2.0) -> Tensor:
+def target_loss(model: torch.nn.Module, batch: tuple[Tensor, Tensor], weight: float = 1.0) -> Tensor:
     """Cross entropy of the text, plus `weight` times that of the lessons' choices."""
     ids, labels = batch
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -178,7 +178,7 @@ Status context_create(ModelHandle model, llama_context_params params, ContextHan
         }
         params.ctx_other = parent ? parent->ptr : nullptr;
         if (params.flash_attn_type == LLAMA_FLASH_ATTN_TYPE_AUTO) {
-            if (parent) { // whose rows it may share
+            if (parent && !ggml_is_quantized(params.type_v)) { // whose rows it may share
                 params.flash_attn_type =
                     parent->map.v_trans ? LLAMA_FLASH_ATTN_TYPE_DISABLED : LLAMA_FLASH_ATTN_TYPE_ENABLED;
             } else if (flash_attention_is_slow(*model->ptr, params)) {

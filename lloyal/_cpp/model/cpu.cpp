@@ -55,7 +55,8 @@ enum class Form : uint8_t {
     rows,      // one matrix, the rows of a batch
     sequences, // one matrix, the rows of each sequence apart
     matrices,  // a matrix for each head
-    experts,   // a matrix that each row chooses
+    experts,   // matrices that each token chooses, for rows of its own
+    expert_up, // the same for one row of each token
 };
 
 constexpr int64_t LENGTH = 512; // of a row: whole blocks of every type
@@ -90,12 +91,13 @@ bool computes_right(ggml_backend_buffer_type_t repacking, ggml_type type, Form f
     const ggml_init_params params{ggml_tensor_overhead() * 16 + ggml_graph_overhead(), nullptr, /*.no_alloc =*/true};
     const Tensors kept(ggml_init(params)); // before what points to them
     const Tensors plain(ggml_init(params));
-    const int64_t matrices = form == Form::matrices || form == Form::experts ? MATRICES : 1;
+    const bool chooses = form == Form::experts || form == Form::expert_up;
+    const int64_t matrices = form == Form::matrices || chooses ? MATRICES : 1;
     ggml_tensor * repacked = ggml_new_tensor_3d(kept.get(), type, LENGTH, OUTPUTS, matrices);
     ggml_tensor * weights = ggml_new_tensor_3d(plain.get(), type, LENGTH, OUTPUTS, matrices);
-    ggml_tensor * ids = form == Form::experts ? ggml_new_tensor_2d(plain.get(), GGML_TYPE_I32, 2, TOKENS) : nullptr;
+    ggml_tensor * ids = chooses ? ggml_new_tensor_2d(plain.get(), GGML_TYPE_I32, 2, TOKENS) : nullptr;
     ggml_tensor * values =
-        ids ? ggml_new_tensor_3d(plain.get(), GGML_TYPE_F32, LENGTH, 2, TOKENS)
+        ids ? ggml_new_tensor_3d(plain.get(), GGML_TYPE_F32, LENGTH, form == Form::experts ? 2 : 1, TOKENS)
             : ggml_new_tensor_3d(plain.get(), GGML_TYPE_F32, LENGTH, TOKENS, form == Form::rows ? 1 : MATRICES);
     ggml_tensor * right = product(plain.get(), weights, values, ids);
     ggml_tensor * shown = product(plain.get(), repacked, values, ids);
@@ -149,14 +151,15 @@ bool computes_right(ggml_type type, Form form) {
     static std::mutex mutex;
     static std::map<std::tuple<ggml_type, Form>, bool> known;
     const std::lock_guard lock(mutex);
-    const auto [found, is_new] = known.try_emplace({type, form}, true);
-    if (is_new) {
-        const auto extra = cpu_function<ggml_backend_dev_get_extra_bufts_t>("ggml_backend_dev_get_extra_bufts");
-        for (auto * each = extra ? extra(cpu_device()) : nullptr; each && *each; ++each) {
-            found->second = found->second && computes_right(*each, type, form);
-        }
+    if (const auto found = known.find({type, form}); found != known.end()) {
+        return found->second;
     }
-    return found->second;
+    bool right = true;
+    const auto extra = cpu_function<ggml_backend_dev_get_extra_bufts_t>("ggml_backend_dev_get_extra_bufts");
+    for (auto * each = extra ? extra(cpu_device()) : nullptr; each && *each; ++each) {
+        right = right && computes_right(*each, type, form);
+    }
+    return known[{type, form}] = right;
 }
 
 } // namespace
@@ -179,23 +182,25 @@ void Repacking::add(const GgufFile & file) {
 bool Repacking::is_right() const {
     return std::all_of(weights_.begin(), weights_.end(), [this](const auto & kind) {
         const auto & [type, several] = kind;
-        return several ? computes_right(type, Form::matrices) && computes_right(type, Form::experts)
+        return several ? computes_right(type, Form::matrices) && computes_right(type, Form::experts) &&
+                             computes_right(type, Form::expert_up)
                        : computes_right(type, Form::rows) &&
                              (!batches_of_sequences_ || computes_right(type, Form::sequences));
     });
 }
 
 bool flash_attention_is_slow(const llama_model & model, const llama_context_params & params) {
-    const bool on_device = llama_model_n_devices(&model) > 0 && params.offload_kqv;
-    if (on_device || ggml_is_quantized(params.type_v)) {
-        return false;
+    if (ggml_is_quantized(params.type_v) || model.split_mode() == LLAMA_SPLIT_MODE_TENSOR) {
+        return false; // which need it
     }
     // ggml-cpu's kernel takes so many values of a head at once, and what is left one by one.
     const uint32_t step = cpu_has("AVX512") ? 64 : 32;
     const llama_hparams & hparams = model.hparams;
     for (uint32_t il = 0; il < hparams.n_layer(); ++il) {
+        const bool on_cpu =
+            !params.offload_kqv || ggml_backend_dev_type(model.dev_layer(int(il))) == GGML_BACKEND_DEVICE_TYPE_CPU;
         const bool attends = hparams.n_head_kv(il) > 0; // some recurrent layers do, too
-        if (attends && (hparams.n_embd_head_k(il) % step != 0 || hparams.n_embd_head_v(il) % step != 0)) {
+        if (on_cpu && attends && (hparams.n_embd_head_k(il) % step != 0 || hparams.n_embd_head_v(il) % step != 0)) {
             return true;
         }
     }

@@ -63,6 +63,7 @@ Status check_hparams(const llama_model & model) {
     return {};
 }
 
+constexpr int64_t MAX_TOKENS_WITHOUT_TEXT = 1 << 22;
 constexpr uint64_t MAX_PLACING = 20'000'000; // steps of a load that places tensors by patterns
 
 Status place_tensors(const std::vector<std::string> & patterns, const std::vector<ggml_backend_dev_t> & places,
@@ -201,19 +202,32 @@ class Sample {
 
 } // namespace
 
-Status check_file(const GgufFile & file) {
+Status check_file(const GgufFile & file, const llama_model_kv_override * overrides) {
     const gguf_context * meta = file.meta.get();
     // llama.cpp makes room for so many layers, 2.5 kB each, and tokens without a text before it looks for their tensors.
-    const auto layers = uint32_t(std::max<int64_t>(gguf_get_n_tensors(meta), 512));
-    constexpr uint32_t tokens_without_text = 1 << 22;
-    for (const auto & [suffix, most] : {std::pair("block_count", layers), {"vocab_size", tokens_without_text}}) {
-        for (int64_t i = 0; i < gguf_get_n_kv(meta); ++i) {
-            const std::string key = gguf_get_key(meta, i);
-            if (key.ends_with(suffix) && gguf_get_kv_type(meta, i) == GGUF_TYPE_UINT32 &&
-                gguf_get_val_u32(meta, i) > most) {
-                return Status(Code::load_failed,
-                              text("the metadata's ", key, " is ", gguf_get_val_u32(meta, i), ": with the ",
-                                   gguf_get_n_tensors(meta), " tensors of the file it may be at most ", most));
+    const auto n_tensors = std::max<int64_t>(gguf_get_n_tensors(meta), 512);
+    const auto too_many = [&](const std::string & key, int64_t value) -> Status {
+        const bool layers = key.ends_with("block_count");
+        if ((layers && value > n_tensors) || (key.ends_with("vocab_size") && value > MAX_TOKENS_WITHOUT_TEXT)) {
+            return Status(Code::load_failed,
+                          text("the metadata's ", key, " is ", value, ", it may be at most ",
+                               layers ? n_tensors : MAX_TOKENS_WITHOUT_TEXT,
+                               layers ? text(" with the ", gguf_get_n_tensors(meta), " tensors of the file") : ""));
+        }
+        return {};
+    };
+    for (int64_t i = 0; i < gguf_get_n_kv(meta); ++i) {
+        if (gguf_get_kv_type(meta, i) == GGUF_TYPE_UINT32) {
+            if (Status bad = too_many(gguf_get_key(meta, i), gguf_get_val_u32(meta, i)); !bad.ok()) {
+                return bad;
+            }
+        }
+    }
+    for (; overrides && overrides->key[0] != 0; ++overrides) {
+        if (overrides->tag == LLAMA_KV_OVERRIDE_TYPE_INT) {
+            // As llama.cpp takes it: the lower 32 bits.
+            if (Status bad = too_many(overrides->key, uint32_t(overrides->val_i64)); !bad.ok()) {
+                return bad;
             }
         }
     }
@@ -277,7 +291,7 @@ Status model_load(const std::vector<std::string> & paths, llama_model_params par
             if (!file.meta) {
                 return Status(Code::load_failed, path + " cannot be read as GGUF");
             }
-            if (Status bad = check_file(file); !bad.ok()) {
+            if (Status bad = check_file(file, params.kv_overrides); !bad.ok()) {
                 return bad;
             }
             if (!params.vocab_only) {
@@ -317,7 +331,7 @@ Status model_load(const std::vector<std::string> & paths, llama_model_params par
         out->devices = std::move(owned_devices);
         out->tensor_split = std::move(owned_split);
         out->sample = sample.take();
-        out->extra_bufts = params.use_extra_bufts;
+        out->extra_bufts = params.use_extra_bufts && !params.vocab_only;
         out->places = std::move(owned_places); // moving keeps the strings where the list points
         Status bad = check_hparams(*model);
         if (bad.ok() && !params.vocab_only) {

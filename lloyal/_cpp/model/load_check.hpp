@@ -8,7 +8,8 @@
 
 namespace lloyal {
 
-// What llama.cpp divides by, or takes for granted, while it reads a file: of the metadata, or of what replaces it.
-Status check_file(const GgufFile & file);
+// What llama.cpp divides by, makes room for or takes for granted while it reads a file: of the metadata, or of what
+// replaces it. `overrides` end with an empty key; null is none.
+Status check_file(const GgufFile & file, const llama_model_kv_override * overrides);
 
 } // namespace lloyal

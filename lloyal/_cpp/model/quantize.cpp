@@ -58,7 +58,7 @@ Status check_sources(const std::vector<std::string> & files, const llama_model_q
         if (!file.meta) {
             return unreadable(files[i]);
         }
-        if (Status status = check_file(file); !status.ok()) {
+        if (Status status = check_file(file, params.kv_overrides); !status.ok()) {
             return status;
         }
         if (gguf_get_alignment(file.meta.get()) != GGUF_DEFAULT_ALIGNMENT) {
