@@ -73,13 +73,14 @@ def paired(vocab: Vocab, corpus: Corpus, folder: Path) -> tuple[Decoder, Decoder
     if target is None:
         course = recipe.TARGET_COURSE
         say = distill.Say(draft, recipe.ROUNDS[-1][0])
-        target = distill.teach_target(
+        taught_target = distill.teach_target(
             base,
             lessons(base, rows(course), course, "target", folder, say),
             rows(course),
             course.plan,
             folder / "target.log",
         )
+        target = distill.blend(base, taught_target, recipe.TARGET_SHARE)
         torch.save(target.state_dict(), folder / "target.pt")
     return target, taught(recipe.DRAFT_COURSE, "draft", target, None)
 

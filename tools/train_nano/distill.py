@@ -218,6 +218,14 @@ def teach_target(target: Decoder, lessons: Lessons, rows: Rows, plan: Plan, log:
     return target
 
 
+def blend(before: Decoder, after: Decoder, share: float) -> Decoder:
+    """A model between two, `share` of the way: most of what was taught, and less of what it cost."""
+    blended = copy.deepcopy(before)
+    first, last = before.state_dict(), after.state_dict()
+    blended.load_state_dict({name: torch.lerp(first[name], last[name], share) for name in first})
+    return blended
+
+
 @torch.no_grad()
 def agreement(draft: Decoder, lessons: Lessons, n_rows: int = 320) -> float:
     """Share of the lessons' choices that are the draft's likeliest tokens."""
