@@ -205,7 +205,7 @@ def test_generations_in_two_sequences_may_take_turns(model, new_context):
 
 def test_the_cache_is_one_token_behind(nano, new_context):
     ctx = new_context(nano)
-    generation = generate(ctx, [10, 11, 12], max_tokens=4, sampling=GREEDY)
+    generation = generate(ctx, [10, 11, 12], max_tokens=4, sampling=Scripted(70, 71, 72, 73))
     assert ctx.memory.seq_pos_max(0) == -1  # nothing is computed before it is asked for
     for n, _ in enumerate(generation, start=1):
         assert ctx.memory.seq_pos_max(0) == 2 + n - 1

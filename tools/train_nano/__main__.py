@@ -57,11 +57,20 @@ def paired(vocab: Vocab, corpus: Corpus, folder: Path) -> tuple[Decoder, Decoder
     def rows(course: recipe.Course) -> train.Rows:
         return train.Rows(vocab, corpus, course.plan, folder / "tokens.pt")
 
-    def taught(course: recipe.Course, name: str, teacher: Decoder, say: distill.Say | None) -> Decoder:
+    def taught(
+        course: recipe.Course, name: str, teacher: Decoder, say: distill.Say | None, reading: train.Plan | None = None
+    ) -> Decoder:
         model = stored(recipe.DRAFT, name, folder)
         if model is None:
             course_lessons = lessons(teacher, rows(course), course, name, folder, say)
-            model = distill.teach_draft(draft, course_lessons, course.plan, folder / f"{name}.log")
+            long_texts = train.Rows(vocab, corpus, reading, folder / "tokens.pt") if reading else None
+            model = distill.teach_draft(
+                draft,
+                course_lessons,
+                course.plan,
+                folder / f"{name}.log",
+                distill.read_along(teacher, long_texts) if long_texts else None,
+            )
             torch.save(model.state_dict(), folder / f"{name}.pt")
             share = distill.agreement(model, course_lessons)
             print(f"{name}: agrees on {share:.3f} of the lessons' tokens", flush=True)
@@ -82,7 +91,7 @@ def paired(vocab: Vocab, corpus: Corpus, folder: Path) -> tuple[Decoder, Decoder
         )
         target = distill.blend(base, taught_target, recipe.TARGET_SHARE)
         torch.save(target.state_dict(), folder / "target.pt")
-    return target, taught(recipe.DRAFT_COURSE, "draft", target, None)
+    return target, taught(recipe.DRAFT_COURSE, "draft", target, None, recipe.DRAFT_READING)
 
 
 def main() -> None:

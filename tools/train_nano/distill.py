@@ -10,6 +10,7 @@ measure acceptance as it is shipped (measure.py does, through the library).
 from __future__ import annotations
 
 import copy
+import itertools
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -185,10 +186,24 @@ def draft_loss(model: torch.nn.Module, batch: tuple[Tensor, ...], soft: float = 
     return (1 - soft) * hard + soft * blended[taught].mean()
 
 
-def teach_draft(draft: Decoder, lessons: Lessons, plan: Plan, log: Path) -> Decoder:
-    """Go on training a copy of `draft` on the lessons."""
+@torch.no_grad()
+def read_along(target: Decoder, rows: Rows) -> Iterator[tuple[Tensor, ...]]:
+    """Rows of the training text with what the target would say at every place: far longer than a lesson."""
+    fast = half_precision(target)
+    for row in rows:
+        probs, ids = fast(row[:, :-1]).float().softmax(-1).topk(TOP)
+        yield row[:, :-1], ids[..., 0], ids, probs
+
+
+def teach_draft(
+    draft: Decoder, lessons: Lessons, plan: Plan, log: Path, reading: Iterator[tuple[Tensor, ...]] | None = None
+) -> Decoder:
+    """Go on training a copy of `draft` on the lessons; with `reading`, on that and on lessons in turns."""
     draft = copy.deepcopy(draft)
-    fit(draft, lesson_batches(lessons, plan), plan, draft_loss, log)
+    batches = lesson_batches(lessons, plan)
+    if reading is not None:
+        batches = itertools.chain.from_iterable(zip(batches, reading, strict=False))
+    fit(draft, batches, plan, draft_loss, log)
     return draft
 
 

@@ -63,6 +63,8 @@ TARGET_COURSE = Course(
 # How far nano goes from what it was to what the course makes of it: 0 costs nothing, 1 costs 0.085 bits per byte.
 TARGET_SHARE = 0.65
 # Draft: learns nano's own greedy text.
-DRAFT_COURSE = Course(24, 6000, Plan(steps=900, seed=9999, muon_rate=0.012, adam_rate=0.002, warmup=10, cooldown=1.0))
+DRAFT_COURSE = Course(60, 6000, Plan(steps=1500, seed=9999, muon_rate=0.012, adam_rate=0.002, warmup=10, cooldown=1.0))
+# And what nano would say in long texts, which no lesson is.
+DRAFT_READING = Plan(steps=750, rows=4, length=1024, long_share=0.0, chat_share=0.0, function_share=0.0, seed=31)
 
 THREADS = 2
