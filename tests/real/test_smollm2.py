@@ -101,7 +101,9 @@ def test_sequences_in_one_batch_are_those_alone(model: lloyal.Model, new_context
 
 
 def test_log_probabilities_make_sense(model: lloyal.Model, new_context: Make) -> None:
-    ctx = new_context(model, n_ctx=512)
+    # Plain weights: repacked, Q4_0 sums otherwise, and puts " river" 0.03 before " dog".
+    with lloyal.Model(model.path, use_extra_bufts=False) as plain:
+        ctx = new_context(plain, n_ctx=512)
     tokens = model.vocab.tokenize("The quick brown fox jumps over the lazy dog")
     batch = lloyal.Batch()
     batch.extend(tokens, 0, 0, logits=True)
@@ -109,5 +111,4 @@ def test_log_probabilities_make_sense(model: lloyal.Model, new_context: Make) ->
     rows = np.stack([ctx.logits(i, copy=True) for i in range(len(tokens))]).astype(float)
     logprobs = rows - np.logaddexp.reduce(rows, axis=1, keepdims=True)
     assert np.allclose(np.exp(logprobs).sum(axis=1), 1)
-    likely = [model.vocab.token_to_piece(int(token)) for token in np.argsort(-logprobs[-2])[:3]]
-    assert b" dog" in likely  # the first but for a near-tie: in Q4_0, repacked, 0.03 behind " river"
+    assert model.vocab.token_to_piece(int(logprobs[-2].argmax())) == b" dog"
