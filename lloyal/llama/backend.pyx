@@ -33,8 +33,9 @@ cdef dict _LEVELS = {
     g.GGML_LOG_LEVEL_WARN: logging.WARNING,
     g.GGML_LOG_LEVEL_ERROR: logging.ERROR,
 }
-# What a plug-in that drives devices calls itself in the registry, by its file.
+# What a plug-in calls itself in the registry, by its file. RPC has no device before a server is named.
 cdef dict _REGISTERED = {
+    "rpc": "RPC",
     "cuda": "CUDA", "hip": "ROCm", "musa": "MUSA", "metal": "MTL", "vulkan": "Vulkan", "sycl": "SYCL", "opencl": "OpenCL",
 }
 cdef dict _LEFT_OUT = {}  # back ends that are in lloyal/lib and could not be started: name -> reason
@@ -96,7 +97,7 @@ cdef int _check_back_ends(folder) except -1:
         if registered == NULL:
             reason = core.log_last().decode("utf-8", "replace").strip()
             _LEFT_OUT[name] = reason.rpartition(f"{os.fsdecode(path)}: ")[2] or "no reason given"
-        elif g.ggml_backend_reg_dev_count(registered) == 0:
+        elif name != "RPC" and g.ggml_backend_reg_dev_count(registered) == 0:
             _LEFT_OUT[name] = "it finds no device (is the driver installed?)"
     return 0
 
