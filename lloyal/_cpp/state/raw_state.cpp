@@ -59,16 +59,13 @@ Status check_device(const ContextBox & box, uint32_t flags) {
                : Status();
 }
 
-struct BufferNeed {
-    size_t bytes = 0;
-    size_t padded = 0;
-};
+using BufferNeeds = std::map<ggml_backend_buffer_type_t, RawDeviceState::Buffer>;
 
 // Tensor bytes per buffer type of what a save of `seq` would write now.
-std::map<ggml_backend_buffer_type_t, BufferNeed> device_need(ContextBox & box, SeqId seq, uint32_t flags) {
+BufferNeeds device_need(ContextBox & box, SeqId seq, uint32_t flags) {
     Collector collector;
     box.memory->state_write(collector, seq, flags);
-    std::map<ggml_backend_buffer_type_t, BufferNeed> need;
+    BufferNeeds need;
     for (const Slice & slice : collector.slices) {
         ggml_backend_buffer_type_t buft = ggml_backend_buffer_get_type(slice.tensor->buffer);
         const size_t alignment = ggml_backend_buft_get_alignment(buft);
@@ -79,7 +76,7 @@ std::map<ggml_backend_buffer_type_t, BufferNeed> device_need(ContextBox & box, S
 }
 
 // llama.cpp asserts on a failed or split allocation, so ask for the memory first and give it back.
-Status probe_device(const std::map<ggml_backend_buffer_type_t, BufferNeed> & need) {
+Status probe_device(const BufferNeeds & need) {
     for (const auto & [buft, n] : need) {
         const size_t most = ggml_backend_buft_get_max_size(buft);
         if (n.padded > most) {
@@ -283,25 +280,24 @@ Status state_seq_get_data(ContextBox & box, uint8_t * out, size_t size, SeqId se
                            : Status(Code::state_mismatch, "llama.cpp could not write the state: " + log_last());
         }
         llama_synchronize(box.ptr);
-        const auto need = device_need(box, seq, flags);
-        BufferNeed total;
-        for (const auto & [buft, n] : need) {
-            total.bytes += n.bytes;
-            total.padded += n.padded;
-        }
         RawDeviceState & slot = box.raw_states.slots[seq];
-        if (slot.save_number != 0 && slot.tensor_bytes == total.bytes) {
-            if (total.padded > slot.padded_bytes) {
+        BufferNeeds fresh;
+        for (const auto & [buft, need] : device_need(box, seq, flags)) {
+            const auto kept = slot.buffers.find(buft);
+            if (kept == slot.buffers.end() || kept->second.bytes != need.bytes) {
+                fresh[buft] = need;
+            } else if (need.padded > kept->second.padded) {
                 return Status(
                     Code::unsupported,
                     text("llama.cpp would put these cell ranges into the buffer of the last save of sequence ", seq,
                          ", which is too small for their padding, and abort: use ctx.checkpoint()"));
             }
-        } else {
-            if (Status bad = probe_device(need); !bad.ok()) {
-                return bad;
-            }
-            slot.padded_bytes = total.padded;
+        }
+        if (Status bad = probe_device(fresh); !bad.ok()) {
+            return bad;
+        }
+        for (const auto & [buft, need] : fresh) {
+            slot.buffers[buft] = need;
         }
         slot.save_number = 0;
         const size_t native = need_size - DEVICE_TRAILER;
@@ -311,7 +307,6 @@ Status state_seq_get_data(ContextBox & box, uint8_t * out, size_t size, SeqId se
         }
         slot.save_number = ++box.raw_states.n_saves;
         slot.flags = flags;
-        slot.tensor_bytes = total.bytes;
         slot.blob.assign(out, out + native);
         slot.rows = box.provenance.of(seq);
         slot.encoding = box.encoding;

@@ -30,8 +30,12 @@ struct RawDeviceState {
     std::vector<uint8_t> blob; // the metadata llama.cpp wrote: any other bytes would make it abort
     Runs rows;                 // provenance at the time of the save
     uint64_t encoding = 0;     // the encoder's output at that time
-    size_t padded_bytes = 0;   // tensor bytes with the padding the slot's buffer was made for
-    size_t tensor_bytes = 0;
+    struct Buffer {
+        size_t bytes = 0;  // of the tensors that were saved last
+        size_t padded = 0; // what it was made for: the tensors with their padding
+    };
+    // What llama.cpp keeps for the slot. A save without tensors of a buffer type leaves that one as it was.
+    std::map<ggml_backend_buffer_type_t, Buffer> buffers;
 };
 
 struct RawDeviceStates {
