@@ -77,8 +77,12 @@ class Oracle:
         for chunk in chunks:
             slot = self.slots[0] if self.slots else self.slot(())
             slot.clear()
-            slot.go_to(recipe[: len(recipe) - n_last], chunk)
-            found.append(slot.rows(recipe[len(recipe) - n_last :], chunk))
+            # The last rows in a batch with those before them: flash attention takes another way for many at once.
+            begin = len(recipe) - n_last
+            while begin > 0 and len(recipe) - begin < chunk and is_row(recipe[begin - 1]):
+                begin -= 1
+            slot.go_to(recipe[:begin], chunk)
+            found.append(slot.rows(recipe[begin:], chunk)[-n_last:])
         return found
 
     def calibrate(self) -> float:
