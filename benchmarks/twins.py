@@ -21,6 +21,18 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "twin_open": (ct.c_void_p, ct.c_char_p, ct.c_uint32, ct.c_uint32, ct.c_uint32, ct.c_uint32, ct.c_bool),
     "twin_close": (None, ct.c_void_p),
     "twin_generate": (ct.c_int64, ct.c_void_p, ct.c_void_p, ct.c_int32, ct.c_int32, ct.c_void_p),
+    "twin_branches": (
+        ct.c_int64,
+        ct.c_void_p,
+        ct.c_void_p,
+        ct.c_int32,
+        ct.c_int32,
+        ct.c_int32,
+        ct.c_int32,
+        ct.c_void_p,
+    ),
+    "twin_sample": (ct.c_int64, ct.c_void_p, ct.c_int32, ct.c_int32),
+    "lloyal_sample": (ct.c_int64, ct.c_void_p, ct.c_int32, ct.c_int32),
     "twin_set_state": (ct.c_size_t, ct.c_void_p, ct.c_char_p, ct.c_size_t),
     "twin_seq_state_size": (ct.c_size_t, ct.c_void_p, ct.c_int32),
     "twin_seq_state": (ct.c_size_t, ct.c_void_p, ct.c_int32, ct.c_void_p, ct.c_size_t),
@@ -99,6 +111,16 @@ class Twin:
         ns = self._calls.twin_generate(self._handle, tokens.ctypes.data, len(tokens), n, out.ctypes.data)
         return _seconds(ns, "generate"), out.tolist()
 
+    def branches(self, prompt: Sequence[int], n_branches: int, n: int, picking: str) -> tuple[float, list[list[int]]]:
+        """`n` steps of several texts that begin with the prompt; the tokens by text."""
+        tokens = np.asarray(prompt, dtype=np.int32)
+        out = np.empty((n, n_branches), dtype=np.int32)
+        ns = self._calls.twin_branches(
+            self._handle, tokens.ctypes.data, len(tokens), n_branches, n, ("none", "greedy", "chain").index(picking),
+            out.ctypes.data,
+        )  # fmt: skip
+        return _seconds(ns, "branches"), out.T.tolist()
+
     def set_state(self, state: bytes) -> None:
         if self._calls.twin_set_state(self._handle, state, len(state)) == 0:
             raise RuntimeError("the twin refused the state")
@@ -134,6 +156,12 @@ class Twin:
 
     def copies(self, seq_id: int) -> Copies:
         return Copies(self._calls, self._handle, seq_id)
+
+
+def sample_seconds(library: Library, whose: str, row: np.ndarray, n: int) -> float:
+    """Seconds of one pick by a chain of penalties, top-k, top-p, temperature and distribution: "twin" or "lloyal"."""
+    ns = getattr(library.calls, f"{whose}_sample")(row.ctypes.data, len(row), n)
+    return _seconds(ns, "sample") / n
 
 
 class Copies:

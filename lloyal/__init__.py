@@ -34,23 +34,25 @@ except ModuleNotFoundError as error:
     ) from error
 
 from lloyal import errors, kv, llama, models
+from lloyal.branch import Beam, Branch, BranchCheckpoint, BranchStore, beam_search
 from lloyal.checkpoint import Checkpoint, Checkpoints
 from lloyal.context import Context
 from lloyal.decoding import prefill
 from lloyal.embedding import embed, rerank
 from lloyal.generation import Generation, generate
+from lloyal.generation_many import Generations, generate_many
 from lloyal.model import Model
 from lloyal.sampling import Sampling
 from lloyal.scoring import Score, score
 
 if TYPE_CHECKING:
-    from lloyal import chat, grammar
+    from lloyal import aio, chat, grammar
     from lloyal.conversation import Conversation
 
 
 def __getattr__(name: str) -> Any:
-    # Text and grammars need llama-common, which not every program does: loaded when first named.
-    if name in ("chat", "grammar"):
+    # Text and grammars need llama-common, aio needs asyncio, which not every program does: loaded when first named.
+    if name in ("aio", "chat", "grammar"):
         return import_module(f"lloyal.{name}")
     if name == "Conversation":
         return import_module("lloyal.conversation").Conversation
@@ -61,6 +63,10 @@ def __getattr__(name: str) -> Any:
 
 __all__ = [
     "Batch",
+    "Beam",
+    "Branch",
+    "BranchCheckpoint",
+    "BranchStore",
     "Checkpoint",
     "Checkpoints",
     "Context",
@@ -68,6 +74,7 @@ __all__ = [
     "Conversation",
     "Device",
     "Generation",
+    "Generations",
     "Logits",
     "Memory",
     "Model",
@@ -77,12 +84,15 @@ __all__ = [
     "Score",
     "StateSeqFlags",
     "Vocab",
+    "aio",
+    "beam_search",
     "build_info",
     "chat",
     "devices",
     "embed",
     "errors",
     "generate",
+    "generate_many",
     "grammar",
     "kv",
     "live_handles",

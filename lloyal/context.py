@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 from weakref import WeakSet
@@ -11,7 +13,8 @@ from lloyal import llama
 from lloyal.checkpoint.budget import Checkpoints
 from lloyal.checkpoint.place import PLACES, Place, choose_place
 from lloyal.checkpoint.value import Checkpoint
-from lloyal.errors import InvalidArgument, Unsupported
+from lloyal.errors import Busy, InvalidArgument, Unsupported
+from lloyal.lock import Lock
 from lloyal.model import Model
 from lloyal.native import memory as native
 
@@ -89,6 +92,31 @@ class Context(llama.Context):
             "rope": rope,
             "tensors": tensors,
         }
+
+    @contextmanager
+    def lock(self, timeout: float | None = None) -> Iterator[None]:
+        """The context to oneself for a ``with`` block: who asks for it while another thread has it waits in a queue.
+
+        It is for threads that all ask. A call without it takes no notice, and raises `Busy` while another thread is
+        inside, with the lock or not. A thread may take it again inside of its block. Ctrl-C works while waiting.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Longest wait in seconds; None waits for ever.
+
+        Raises
+        ------
+        Busy
+            It was not to be had in that time.
+        """
+        lock = self.__dict__.setdefault("_lock", Lock())
+        if not lock.acquire(timeout):
+            raise Busy(f"another thread has had this context's lock for {timeout} s")
+        try:
+            yield
+        finally:
+            lock.release()
 
     def compact(self) -> None:
         """Put the cells of every sequence in order and next to each other.

@@ -2,6 +2,7 @@
 
 An attention model and a hybrid one read real Python (this package's own source), keep the state of the sequence on the
 device, and go on from it again and again. Every "identical" is a comparison of tokens; every time is measured here.
+Then a tree of branches grows from one prompt.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from lloyal import Checkpoint, Context, Model, StateSeqFlags, Vocab, models
+from lloyal import Branch, BranchStore, Checkpoint, Context, Model, StateSeqFlags, Vocab, models
 from lloyal.decoding import prefill
 from lloyal.generation import generate
 from lloyal.sampling import Sampling
@@ -33,6 +34,10 @@ N_GENERATED = 32
 N_TIMED = 5
 N_CHECKPOINTS, N_BETWEEN = 16, 2
 SEED, OTHER_SEED = 1, 2
+TREE_PROMPT = "def read_lines(path):\n"
+N_FORKS, N_KEPT, N_GROWN = 4, 2, 16
+N_SEQUENCES = 4
+PAUSE = 0.04  # between steps that are watched, seconds
 
 
 def tour(console: Console, *, n_tokens: int, n_threads: int, model: str | None = None) -> dict[str, Any]:
@@ -51,7 +56,8 @@ def tour(console: Console, *, n_tokens: int, n_threads: int, model: str | None =
     Returns
     -------
     dict
-        What was measured for each model; ``"identical"`` is true if every continuation that had to be was.
+        What was measured for each model, and the tree of branches that the last one grew; ``"identical"`` is true if
+        every continuation that had to be was.
     """
     began = time.perf_counter()
     paths = {Path(model).stem: model} if model else {name: models.path(name) for name in MODELS}
@@ -62,14 +68,22 @@ def tour(console: Console, *, n_tokens: int, n_threads: int, model: str | None =
         f"{N_GENERATED} tokens each, compared one by one. Threads: {n_threads}.\n"
     )
     results = []
+    branches: dict[str, Any] = {}
     for name, path in paths.items():
         with Model(path) as loaded:
             results.append(_Guide(console, name, loaded, n_tokens, n_threads).tour())
+            if len(results) == len(paths):
+                branches = _grow(console, name, loaded, n_threads)
     console.print(_summary(results))
     compared = [way["identical"] for result in results for way in result["continuations"] if "identical" in way]
     verdict = f"{compared.count(True)} of {len(compared)} repeated continuations are identical, token for token."
     console.print(f"\n{verdict}", style="green" if all(compared) else "bold red")
-    return {"models": results, "identical": all(compared), "seconds": time.perf_counter() - began}
+    return {
+        "models": results,
+        "branches": branches,
+        "identical": all(compared),
+        "seconds": time.perf_counter() - began,
+    }
 
 
 class _Guide:
@@ -236,6 +250,56 @@ class _Guide:
                 outcome = "identical" if way["identical"] else "NOT IDENTICAL"
             line.update(outcome=outcome, then=way["generate_seconds"])
         self.result["continuations"].append(way)
+
+
+def _grow(console: Console, name: str, model: Model, n_threads: int) -> dict[str, Any]:
+    """A tree of branches, drawn while it grows: the likelier forks of a prompt are forked again."""
+    console.print(Text(f"{name}: a tree of branches, with {N_SEQUENCES} sequences to live in", "bold"))
+    seconds = 0.0
+    with (
+        Context(model, n_ctx=512, n_seq_max=N_SEQUENCES, n_threads=n_threads) as ctx,
+        BranchStore(ctx, auto_park=True) as store,
+        Live(console=console, auto_refresh=False, transient=True) as live,
+    ):
+
+        def picture(best: Branch | None = None) -> Text:
+            drawing = store.tree().draw(console.width - 2)
+            if console.options.ascii_only:
+                for line, plain in (("├─ ", "|- "), ("└─ ", "`- "), ("│", "|"), ("…", "~")):
+                    drawing = drawing.replace(line, plain)
+            styles = ["bold green" if branch is best else "" for branch in store.branches]
+            lines = [Text(f"  {line}", style) for line, style in zip(drawing.splitlines(), styles, strict=True)]
+            return Text("\n").join(lines)
+
+        def grow(forks: list[Branch]) -> list[Branch]:
+            """Some tokens more; then the forks, the likeliest first."""
+            nonlocal seconds
+            for _ in range(N_GROWN):
+                began = time.perf_counter()
+                store.step([fork for fork in forks if not fork.ended])
+                seconds += time.perf_counter() - began
+                if console.is_terminal and not console.quiet:
+                    live.update(picture(), refresh=True)
+                    time.sleep(PAUSE)  # a small model is too fast to watch
+            return sorted(forks, key=lambda fork: fork.perplexity)
+
+        prompt = store.create(TREE_PROMPT, name="prompt")
+        forks = grow(prompt.fork(N_FORKS, seed=SEED))
+        going = [fork for fork in forks if not fork.ended][:N_KEPT]
+        forks += grow([new for fork in going for new in fork.fork(2, seed=SEED)])
+        best = min((fork for fork in forks if fork.is_leaf), key=lambda fork: fork.perplexity)
+        live.stop()
+        console.print(picture(best))
+        console.print(f"  All of them took {human_seconds(seconds)}. The likeliest is {best.name}:")
+        console.print(Padding(Text(printable(TREE_PROMPT + best.text).rstrip(), style="cyan"), (0, 0, 1, 6)))
+        return {
+            "model": name,
+            "n_branches": len(store),
+            "n_sequences": N_SEQUENCES,
+            "seconds": seconds,
+            "best": {"name": best.name, "perplexity": best.perplexity, "text": best.text},
+            "tree": store.tree().to_dict(),
+        }
 
 
 class _Line:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from lloyal.context import Context
 from lloyal.errors import InvalidArgument, Unsupported
@@ -167,7 +167,7 @@ def _pooling_context(model: Model, pooling: Pooling | None, **settings: Any) -> 
         if own == "rank":
             raise InvalidArgument(f"{model.desc} ranks texts by a query: use rerank()")
         raise Unsupported(f"{model.desc} does not rank: use a model that was made for it, or embed() both sides")
-    wanted = pooling or ("mean" if own == "none" else own)
+    wanted = pooling or ("mean" if own == "none" else cast("Pooling", own))
     if wanted != own:
         ctx.close()
         ctx = Context(model, embeddings=True, pooling=wanted, **settings)

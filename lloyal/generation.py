@@ -1,32 +1,64 @@
-"""Generating from a prompt, one sequence at a time: tokens as they are picked, or text as it becomes certain."""
+"""Generating from a prompt: tokens as they are picked, or text as it becomes certain."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from numbers import Integral
-from typing import TYPE_CHECKING, Any, Literal, Never, cast
+from typing import TYPE_CHECKING, Any, Never, cast, overload
 
 from lloyal import undecoded
 from lloyal.decoding import Progress, decode_tokens, next_position, next_tokens
 from lloyal.errors import InvalidArgument
+from lloyal.generation_many import Generations
 from lloyal.llama import Batch, Context, Sampler
 from lloyal.llama.params import unknown_parameter
+from lloyal.prompt import as_chat, one_grammar
 from lloyal.sampling import Sampling, SupportsSample
+from lloyal.scheduler import StopReason as StopReason
+from lloyal.scheduler import check_count, check_max_tokens
 from lloyal.tokenization import StopStrings, StreamDecoder, stop_strings
 
 if TYPE_CHECKING:
+    from lloyal.context import Context as WithCheckpoints
     from lloyal.llama.common import ChatPrompt
 
 __all__ = ["Generation", "generate"]
 
-StopReason = Literal["end", "length", "stop"]
 
-
+@overload
 def generate(
     ctx: Context,
     prompt: str | bytes | Sequence[int] | ChatPrompt,
     *,
+    n: None = None,
+    max_tokens: int | None = None,
+    sampling: Sampling | SupportsSample | None = None,
+    grammar: str | Sampler | None = None,
+    json_schema: Mapping[str, Any] | bool | str | None = None,
+    stop: str | Iterable[str] = (),
+    seq_id: int = 0,
+    pos0: int | None = None,
+    history: Sequence[int] = (),
+    progress: Progress | None = None,
+) -> Generation: ...
+@overload
+def generate(
+    ctx: Context,
+    prompt: str | bytes | Sequence[int] | ChatPrompt,
+    *,
+    n: int,
+    max_tokens: int | None = None,
+    sampling: Sampling | None = None,
+    grammar: str | Sampler | None = None,
+    json_schema: Mapping[str, Any] | bool | str | None = None,
+    stop: str | Iterable[str] = (),
+    progress: Progress | None = None,
+) -> Generations: ...
+def generate(
+    ctx: Context,
+    prompt: str | bytes | Sequence[int] | ChatPrompt,
+    *,
+    n: int | None = None,
     max_tokens: int | None = None,
     sampling: Sampling | SupportsSample | None = None,
     grammar: str | Sampler | None = None,
@@ -37,7 +69,7 @@ def generate(
     history: Sequence[int] = (),
     progress: Progress | None = None,
     **unknown: Never,
-) -> Generation:
+) -> Generation | Generations:
     """Go on from a prompt until the model ends the text: tokens by iteration, text by `Generation.text`.
 
     Parameters
@@ -47,6 +79,9 @@ def generate(
         What comes next in the sequence, at least one token: all of a new text, or after a restore the token that was
         not decoded yet. Text is tokenized as in `prefill`, and goes on behind the last token of an earlier generation.
         A chat brings its grammar and its stop strings along.
+    n : int, optional
+        So many texts side by side, which all begin with the prompt: it is a new text then, read once, and the texts
+        take free sequences of the context. Text ``i`` draws from ``seed + i``.
     max_tokens : int, optional
         Most tokens to generate; None leaves the end to the model.
     sampling : Sampling, Sampler or SupportsSample, optional
@@ -60,7 +95,7 @@ def generate(
     stop : str or iterable of str
         Strings that end the generation.
     seq_id : int
-        Generations in different sequences of one context may take turns.
+        Not with `n`, as `pos0` and `history`. Generations in different sequences of one context may take turns.
     pos0 : int, optional
         As in `prefill`.
     history : sequence of int
@@ -70,8 +105,9 @@ def generate(
 
     Returns
     -------
-    Generation
-        Nothing is computed before its first token is asked for.
+    Generation, or Generations with `n`
+        Nothing is computed before the first token is asked for. With `n` tokens come as ``(index, token)``, a batch
+        for each step.
 
     Raises
     ------
@@ -82,11 +118,22 @@ def generate(
         The grammar or the schema cannot be used.
     UnknownParameter
         There is no such keyword; the message says where it belongs.
+    NoLease
+        With `n`: no sequence is free.
     Unsupported
         The model keeps no memory: an encoder, or a diffusion model.
     """
     for name in unknown:
         raise unknown_parameter("generate", list(inspect.signature(generate).parameters)[:-1], name)
+    if n is not None:
+        if seq_id != 0 or pos0 is not None or history:
+            raise InvalidArgument("n texts take sequences of their own: leave seq_id, pos0 and history out")
+        check_count(n)
+        return Generations(
+            cast("WithCheckpoints", ctx), [prompt], n=n, max_tokens=[max_tokens] * n,
+            sampling=Sampling() if sampling is None else cast("Sampling", sampling), grammar=grammar,
+            json_schema=json_schema, stops=[stop_strings(stop)] * n, progress=progress,
+        )  # fmt: skip
     return Generation(
         ctx, prompt, max_tokens, Sampling() if sampling is None else sampling, seq_id, progress,
         grammar=grammar, json_schema=json_schema, stop=stop, pos0=pos0, history=history,
@@ -131,8 +178,7 @@ class Generation(Iterator[int]):
         pos0: int | None = None,
         history: Sequence[int] = (),
     ) -> None:
-        if max_tokens is not None and (not isinstance(max_tokens, Integral) or max_tokens < 1):
-            raise InvalidArgument(f"max_tokens={max_tokens!r} must be an integer from 1, or None for no limit")
+        check_max_tokens(max_tokens)
         if not (isinstance(sampling, Sampling) or hasattr(sampling, "sample")):
             raise TypeError(f"sampling={sampling!r} must be a Sampling, a Sampler or have a method sample(ctx)")
         self._ctx = ctx
@@ -145,7 +191,7 @@ class Generation(Iterator[int]):
         self._over = False
         self.stop = stop_strings(stop)
         self.version: int | None = None
-        chat = _as_chat(prompt)
+        chat = as_chat(prompt)
         if chat is not None:
             self.prompt = next_tokens(ctx, chat.prompt, seq_id, pos0, parse_special=True)
             self.stop += tuple(chat.stops)
@@ -155,7 +201,7 @@ class Generation(Iterator[int]):
         self._watched = StreamDecoder(self._vocab)
         self.tokens: list[int] = []
         self.stop_reason: StopReason | None = None
-        rules = _rules(self._vocab, chat, grammar, json_schema)
+        rules = one_grammar(self._vocab, chat, grammar, json_schema)
         self.sampler: SupportsSample
         if isinstance(sampling, Sampling):
             self.sampler = sampling.picker(self._vocab, grammar=rules, history=[*history, *self.prompt])
@@ -223,31 +269,3 @@ class Generation(Iterator[int]):
             self._pos = decode_tokens(
                 self._ctx, self._batch, self.prompt, self._seq_id, self._pos, True, self._progress
             )
-
-
-def _as_chat(prompt: object) -> ChatPrompt | None:
-    # Without importing llama-common, which not every program needs.
-    return cast("ChatPrompt", prompt) if hasattr(prompt, "generation_prompt") else None
-
-
-def _rules(
-    vocab: Any,
-    chat: ChatPrompt | None,
-    grammar: str | Sampler | None,
-    json_schema: Mapping[str, Any] | bool | str | None,
-) -> str | Sampler | None:
-    """The one grammar that was asked for."""
-    asked = [name for name, value in (("grammar", grammar), ("json_schema", json_schema)) if value is not None]
-    if chat is not None and chat.grammar:
-        asked.append("the chat's own grammar")
-    if len(asked) > 1:
-        raise InvalidArgument(f"give one of {' and '.join(asked)}: a text cannot follow two grammars")
-    if json_schema is not None:
-        from lloyal.grammar import from_json_schema  # llama-common: loaded when it is needed
-
-        return from_json_schema(json_schema)
-    if chat is not None and chat.grammar:
-        from lloyal.chat import grammar_sampler
-
-        return grammar_sampler(vocab, chat)
-    return grammar

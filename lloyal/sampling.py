@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["LogitsProcessor", "ProcessedSampler", "Sampling", "SupportsSample"]
+__all__ = ["LogitsProcessor", "ProcessedSampler", "Sampling", "SupportsSample", "check_sampling"]
 
 #: ``processor(tokens, logits)`` before a token is picked: the tokens so far with the prompt, and float32 logits of
 #: shape ``(n_vocab,)``, a copy to change in place; or it returns others of that shape.
@@ -164,6 +164,14 @@ class Sampling:
         seed = secrets.randbelow(LLAMA_DEFAULT_SEED) if self.seed is None else self.seed
         return Sampler.chain(*stages, *self._filters(seed), Sampler.temp(self.temperature), Sampler.dist(seed))
 
+    @property
+    def n_recent(self) -> int | None:
+        """How many of the tokens before it looks back on: 0 for none, None for all."""
+        if self.dry_multiplier:
+            return None
+        on = (self.repeat_penalty, self.frequency_penalty, self.presence_penalty) != (1, 0, 0)
+        return self.repeat_last_n if on else 0
+
     def picker(
         self, vocab: Vocab, *, grammar: str | Sampler | None = None, history: Sequence[int] = ()
     ) -> Sampler | ProcessedSampler:
@@ -256,6 +264,12 @@ class ProcessedSampler:
         self.sampler.accept(token)
         self.tokens.append(token)
         return token
+
+
+def check_sampling(sampling: object) -> None:
+    """`TypeError` unless it is a `Sampling`."""
+    if not isinstance(sampling, Sampling):
+        raise TypeError(f"sampling={sampling!r} must be a lloyal.Sampling, such as Sampling(temperature=0.8)")
 
 
 def _check_integer(name: str, value: Any, low: int, high: int = 2**31 - 1) -> None:

@@ -77,6 +77,7 @@ cdef extern from "core/handles.hpp" namespace "lloyal" nogil:
         int64_t samplers
         int64_t adapters
         int64_t checkpoints
+        int64_t branches
         int64_t connections
     LiveCounts& live_counts()
 

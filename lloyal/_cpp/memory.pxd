@@ -1,6 +1,6 @@
 # Declarations of memory: operations on sequences. What it is made of is part of a context, see core.pxd.
 
-from libc.stdint cimport int32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint64_t
 from libcpp cimport bool
 from libcpp.vector cimport vector
 
@@ -20,6 +20,8 @@ cdef extern from "memory/memory.hpp" namespace "lloyal" nogil:
         const ContextHandle& ctx, int32_t seq, int32_t p0, int32_t p1, int d)
     Status memory_seq_pos "lloyal::inside<lloyal::memory_seq_pos>"(
         const ContextHandle& ctx, int32_t seq, int32_t& pos_min, int32_t& pos_max)
+    Status memory_cells "lloyal::inside<lloyal::memory_cells>"(
+        const ContextHandle& ctx, int64_t& n_cells, int64_t& n_used)
     Status rollback_kind "lloyal::inside<lloyal::rollback_kind>"(
         const ContextHandle& ctx, int32_t seq, int32_t n_tokens, int& kind)
     Status known_rows "lloyal::inside<lloyal::known_rows>"(const ContextHandle& ctx, int32_t seq, vector[Run]& out)

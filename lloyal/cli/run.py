@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
@@ -10,7 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.columns import Columns
 from rich.console import Console
+from rich.live import Live
+from rich.panel import Panel
+from rich.text import Text
 
 from lloyal import Context, Model
 from lloyal.cli.options import AsJson, Threads, find_model
@@ -18,20 +23,24 @@ from lloyal.cli.output import warn, write, write_json
 from lloyal.errors import InvalidArgument
 from lloyal.generation import generate
 from lloyal.sampling import Sampling
-from lloyal.terminal import human_seconds, progress_bar
+from lloyal.terminal import human_seconds, printable, progress_bar
 
 if TYPE_CHECKING:
     from lloyal.chat import ChatPrompt
+    from lloyal.generation_many import Generations
 
 __all__ = ["run"]
+
+PANEL_WIDTH = 38  # two beside each other on 80 columns
 
 
 def run(
     model: Annotated[str, typer.Option("--model", "-m", help="A GGUF file, or the name of an embedded model.")],
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="What to go on from; - reads standard input.")],
-    max_tokens: Annotated[
-        int, typer.Option("--max-tokens", "-n", min=1, max=2**24, help="Most tokens to generate.")
-    ] = 256,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, max=2**24, help="Most tokens to generate.")] = 256,
+    n: Annotated[
+        int | None, typer.Option("--n", "-n", min=1, max=256, help="So many continuations, side by side.")
+    ] = None,
     temperature: Annotated[float, typer.Option(help="0 always picks the most probable token.")] = 0.8,
     top_k: Annotated[int, typer.Option(help="Draw from the k most probable; 0 is off.")] = 40,
     top_p: Annotated[float, typer.Option(help="Draw from those that reach this probability; 1 is off.")] = 0.95,
@@ -61,7 +70,8 @@ def run(
         loaded = Model(find_model(model), n_gpu_layers=n_gpu_layers, progress=lambda share: show(share, 1.0))
     said = _as_chat(loaded, text) if chat else None
     tokens = loaded.vocab.tokenize(text if said is None else said.prompt, parse_special=parse_special or chat)
-    ctx = Context(loaded, n_ctx=n_ctx or len(tokens) + max_tokens, n_seq_max=1, n_threads=threads)
+    needed = len(tokens) + max_tokens * (n or 1)
+    ctx = Context(loaded, n_ctx=n_ctx or needed, n_seq_max=n or 1, n_threads=threads)
     if n_ctx is not None and ctx.n_ctx != n_ctx and not as_json:
         warn(f"--n-ctx {n_ctx} is {ctx.n_ctx}: llama.cpp rounds it up to a multiple of 256")
     if len(tokens) > ctx.n_ctx:
@@ -69,6 +79,15 @@ def run(
             f"the prompt has {len(tokens)} tokens, --n-ctx gives {ctx.n_ctx}: raise it, or leave it out"
         )
     ready = time.perf_counter()
+    if n is not None:
+        with generate(
+            ctx, tokens if said is None else said, n=n, max_tokens=max_tokens, sampling=sampling,
+            json_schema=json_schema, stop=stop or (),
+        ) as generations:  # fmt: skip
+            _follow(generations, quiet=as_json)
+        if as_json:
+            write_json(_summary(loaded, ctx, generations, time.perf_counter() - ready, ready - began))
+        return
     with progress_bar("Reading") as show:
         generation = generate(
             ctx,
@@ -119,6 +138,64 @@ def _as_chat(model: Model, text: bytes) -> ChatPrompt:
     from lloyal.chat import apply_template  # llama-common: loaded when it is needed
 
     return apply_template(model, [{"role": "user", "content": text.decode("utf-8", "replace")}])
+
+
+def _follow(generations: Generations, *, quiet: bool) -> None:
+    """Run them all, and show them side by side: as they grow in a terminal, at the end elsewhere."""
+    if quiet:
+        for _ in generations:
+            pass
+        return
+    console = Console(highlight=False)
+    if console.is_terminal:
+        with Live(_side_by_side(generations), console=console, refresh_per_second=8) as live:
+            for _ in generations.pieces():
+                live.update(_side_by_side(generations))
+            live.update(_side_by_side(generations))
+    else:
+        for _ in generations:
+            pass
+        console.print(_side_by_side(generations))
+
+
+def _side_by_side(generations: Generations) -> Columns:
+    panels = [
+        Panel(
+            Text(printable(text)),
+            title=str(i),
+            subtitle=reason,
+            title_align="left",
+            subtitle_align="right",
+            width=PANEL_WIDTH,
+        )
+        for i, (text, reason) in enumerate(zip(generations.texts, generations.stop_reasons, strict=True))
+    ]
+    return Columns(panels)
+
+
+def _summary(
+    model: Model, ctx: Context, generations: Generations, seconds: float, load_seconds: float
+) -> dict[str, Any]:
+    parts = zip(
+        generations.texts, generations.tokens, generations.stop_reasons, generations.log_probs, strict=True
+    )  # fmt: skip
+    return {
+        "model": model.path,
+        "continuations": [
+            {
+                "text": text,
+                "tokens": tokens,
+                "stop_reason": reason,
+                "perplexity": math.exp(-math.fsum(log_probs) / len(log_probs)) if log_probs else None,
+            }
+            for text, tokens, reason, log_probs in parts
+        ],
+        "n_ctx": ctx.n_ctx,
+        "n_prompt_tokens": len(generations.prompts[0]),
+        "seed": generations.seed,
+        "load_seconds": load_seconds,
+        "tokens_per_second": sum(map(len, generations.tokens)) / seconds if seconds > 0 else None,
+    }
 
 
 def _print_run(result: dict[str, Any]) -> None:

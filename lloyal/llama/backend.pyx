@@ -218,6 +218,7 @@ def live_handles() -> dict[str, int]:
         "samplers": <long>n.samplers,
         "adapters": <long>n.adapters,
         "checkpoints": <long>n.checkpoints,
+        "branches": <long>n.branches,
         "connections": <long>n.connections,
     }
 

@@ -21,11 +21,13 @@ RINGS = [
     # 2: text, sampling and measures on top of it
     "tokenization sampling grammar chat metrics kv",
     # 3: checkpoints and decoding
-    "undecoded checkpoint.format checkpoint.value checkpoint.budget checkpoint.place checkpoint model context decoding",
+    "undecoded checkpoint.format checkpoint.value checkpoint.budget checkpoint.place checkpoint model lock context "
+    "decoding prompt",
     # 4: branches and speculation
-    "branch speculative.draft speculative.accept speculative.loop speculative",
+    "branch.rows branch.checkpoint branch.branch branch.tree branch.store branch.search branch "
+    "speculative.draft speculative.accept speculative.loop speculative",
     # 5: sessions
-    "session generation conversation scoring embedding",
+    "session scheduler generation_many generation aio conversation scoring embedding",
     # 6: what people start
     "terminal bench.timing bench.checkpoint bench.report bench demo "
     "cli.output cli.options cli.program cli.demo cli.info cli.run cli.score cli.embed cli.rpc_server cli.bench cli "
@@ -117,7 +119,7 @@ def test_cython_is_in_ring_1(path):
 
 
 # Our C++: a folder per noun. A file includes from folders to its left, and from its own.
-FOLDERS = ["core", "memory", "model", "state", "decode", "sample"]
+FOLDERS = ["core", "memory", "model", "state", "decode", "sample", "branch"]
 # A context holds its parts: what makes and frees one names them all.
 WHOLE = {"core/handles.hpp", "core/handles.cpp"}
 CPP = PACKAGE / "_cpp"

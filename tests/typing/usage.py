@@ -83,7 +83,10 @@ def text(ctx: Context, model: Model) -> None:
     Context(model, pooling="mean", flash_attn="auto")
     made = lloyal.generate(ctx, "x", json_schema={"type": "object"}, stop=["\n"])
     assert_type(list(made), list[int])
-    lloyal.generate(ctx, "x", temperature=0.5)  # type: ignore[arg-type]
+    lloyal.generate(ctx, "x", temperature=0.5)  # type: ignore[call-overload]
+    assert_type(list(lloyal.generate(ctx, "x", n=2)), list[tuple[int, int]])
+    assert_type(lloyal.generate_many(ctx, ["x", b"y", [1, 2]], max_tokens=[1, None, 3]).texts, list[str])
+    lloyal.generate(ctx, "x", n=2, seq_id=1)  # type: ignore[call-overload]
     talk = lloyal.Conversation(ctx, system="x")
     assert_type(talk.say("hi").read(), str)
     assert_type(lloyal.chat.builtin_templates(), list[str])

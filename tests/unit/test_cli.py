@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -112,7 +113,7 @@ def test_run_generates_what_the_library_generates(nano, new_context, seed):
         new_context(nano), "def ", max_tokens=24, sampling=Sampling(seed=seed, temperature=0.7, top_k=30, min_p=0.1)
     )
     text = "".join(generation.text())
-    args = (*RUN, "-p", "def ", "-n", "24", "--seed", str(seed))
+    args = (*RUN, "-p", "def ", "--max-tokens", "24", "--seed", str(seed))
     args += ("--temperature", "0.7", "--top-k", "30", "--min-p", "0.1")
     result = call_json(*args)
     assert (result["text"], result["tokens"]) == (text, generation.tokens)
@@ -123,13 +124,13 @@ def test_run_generates_what_the_library_generates(nano, new_context, seed):
 
 
 def test_run_reports_a_seed_that_repeats_it():
-    first = call_json(*RUN, "-p", "def ", "-n", "16")
-    again = call_json(*RUN, "-p", "def ", "-n", "16", "--seed", str(first["seed"]))
+    first = call_json(*RUN, "-p", "def ", "--max-tokens", "16")
+    again = call_json(*RUN, "-p", "def ", "--max-tokens", "16", "--seed", str(first["seed"]))
     assert again["tokens"] == first["tokens"]
 
 
 def test_run_reads_the_prompt_from_stdin():
-    args = (*RUN, "-n", "12", "--temperature", "0")
+    args = (*RUN, "--max-tokens", "12", "--temperature", "0")
     text = "class Naïve:\n"
     assert call_json(*args, "-p", "-", stdin=text)["tokens"] == call_json(*args, "-p", text)["tokens"]
 
@@ -137,20 +138,42 @@ def test_run_reads_the_prompt_from_stdin():
 def test_run_reads_special_tokens_only_when_asked(nano):
     prompt = "<|im_start|>user\n"
     for options, special in (((), False), (("--special",), True)):
-        result = call_json(*RUN, "-p", prompt, "-n", "1", *options)
+        result = call_json(*RUN, "-p", prompt, "--max-tokens", "1", *options)
         assert result["n_prompt_tokens"] == len(nano.vocab.tokenize(prompt, parse_special=special))
 
 
 def test_run_stops_at_a_string():
-    whole = call_json(*RUN, "-p", "def ", "-n", "32", "--temperature", "0")["text"]
+    whole = call_json(*RUN, "-p", "def ", "--max-tokens", "32", "--temperature", "0")["text"]
     stop = whole[8:11]
-    result = call_json(*RUN, "-p", "def ", "-n", "32", "--temperature", "0", "--stop", stop)
+    result = call_json(*RUN, "-p", "def ", "--max-tokens", "32", "--temperature", "0", "--stop", stop)
     assert result["text"] == whole[: whole.index(stop)]
     assert result["stop_reason"] == "stop"
 
 
+def test_run_shows_continuations_side_by_side():
+    args = (*RUN, "-p", "def ", "-n", "3", "--max-tokens", "12", "--seed", "5")
+    result = call_json(*args)
+    parts = result["continuations"]
+    assert result["seed"] == 5
+    assert [len(part["tokens"]) for part in parts] == [12, 12, 12]
+    assert [part["stop_reason"] for part in parts] == ["length"] * 3
+    assert len({part["text"] for part in parts}) == 3
+    with lloyal.Model(lloyal.models.path("nano")) as model, lloyal.Context(model, n_ctx=256, n_threads=1) as ctx:
+        for part in parts:
+            assert part["text"] == model.vocab.detokenize(part["tokens"])
+            scored = lloyal.score(ctx, [*model.vocab.tokenize("def "), *part["tokens"]])
+            of_the_part = scored.logprobs[-12:]
+            assert part["perplexity"] == pytest.approx(math.exp(-sum(of_the_part) / 12), rel=0.02)
+    shown = call(*args)
+    assert shown.exit_code == 0
+    assert max(map(len, shown.stdout.splitlines())) <= 80
+    for i, part in enumerate(parts):
+        assert f"\u2500 {i} \u2500" in shown.stdout
+        assert part["text"].splitlines()[0][:30] in shown.stdout
+
+
 def test_an_embedded_name_is_its_file():
-    args = ("-p", "def ", "-n", "8", "--temperature", "0", "-t", "1")
+    args = ("-p", "def ", "--max-tokens", "8", "--temperature", "0", "-t", "1")
     by_name = call_json("run", "-m", "nano-draft", *args)
     assert by_name["tokens"] == call_json("run", "-m", lloyal.models.path("nano-draft"), *args)["tokens"]
 
@@ -291,7 +314,7 @@ def test_a_prompt_longer_than_the_context():
 
 @pytest.mark.parametrize("n_ctx", [1, 4])
 def test_a_tiny_context_is_rounded_up_as_llama_cpp_does(n_ctx):
-    assert len(call_json(*RUN, "-p", "x", "-n", "20", "--temperature", "0", "-c", str(n_ctx))["tokens"]) <= 20
+    assert len(call_json(*RUN, "-p", "x", "--max-tokens", "20", "--temperature", "0", "-c", str(n_ctx))["tokens"]) <= 20
 
 
 @pytest.mark.parametrize(
@@ -302,8 +325,9 @@ def test_a_tiny_context_is_rounded_up_as_llama_cpp_does(n_ctx):
         (("run", "--frobnicate"), "--frobnicate"),
         (("run", "-m", "nano"), "--prompt"),
         (("run", "-p", "x"), "--model"),
-        ((*RUN, "-p", "x", "-n", "0"), "--max-tokens"),
-        ((*RUN, "-p", "x", "-n", "many"), "--max-tokens"),
+        ((*RUN, "-p", "x", "--max-tokens", "0"), "--max-tokens"),
+        ((*RUN, "-p", "x", "--max-tokens", "many"), "--max-tokens"),
+        ((*RUN, "-p", "x", "-n", "0"), "-n"),
         ((*RUN, "-p", "x", "--n-ctx", "0"), "--n-ctx"),
         ((*RUN, "-p", "x", "--temperature", "hot"), "--temperature"),
         (("run", "-m", "nano", "-p", "x", "-t", "0"), "--threads"),
@@ -324,10 +348,10 @@ def test_a_wrong_command_line(args, said):
 
 
 def test_the_program_writes_only_its_result():
-    with program(*RUN, "-p", "def ", "-n", "8", "--temperature", "0") as process:
+    with program(*RUN, "-p", "def ", "--max-tokens", "8", "--temperature", "0") as process:
         out, err = process.communicate()
     assert (process.returncode, err) == (0, "")
-    assert out == call_json(*RUN, "-p", "def ", "-n", "8", "--temperature", "0")["text"] + "\n"
+    assert out == call_json(*RUN, "-p", "def ", "--max-tokens", "8", "--temperature", "0")["text"] + "\n"
 
 
 def test_the_program_fails_in_one_line():
@@ -359,7 +383,7 @@ def interrupt(process: subprocess.Popen[str]) -> tuple[int, str]:
 
 
 def test_ctrl_c_while_generating():
-    with program(*RUN, "-p", "def ", "-n", "30000", "--temperature", "1.5") as process:
+    with program(*RUN, "-p", "def ", "--max-tokens", "30000", "--temperature", "1.5") as process:
         assert process.stdout is not None
         process.stdout.read(1)
         assert interrupt(process) == (130, "")
@@ -378,7 +402,7 @@ def test_ctrl_c_while_reading(tmp_path):
 
 
 def test_a_closed_pipe_ends_it_quietly():
-    with program(*RUN, "-p", "def ", "-n", "30000", "--temperature", "1.5") as process:
+    with program(*RUN, "-p", "def ", "--max-tokens", "30000", "--temperature", "1.5") as process:
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.read(1)
@@ -478,7 +502,7 @@ def test_what_a_command_line_gets_wrong_is_said_at_once(monkeypatch, tmp_path):
 
     monkeypatch.setattr("lloyal.bench.report.plotter", lambda: Drawn)
     assert "nano, nano-draft, nano-hybrid" in call("run", "-m", "nono", "-p", "x").stderr
-    assert "--n-ctx 16 is 256" in call("run", "-m", "nano", "-p", "x", "-n", "2", "--n-ctx", "16").stderr
+    assert "--n-ctx 16 is 256" in call("run", "-m", "nano", "-p", "x", "--max-tokens", "2", "--n-ctx", "16").stderr
     assert call("info", "-m", "nano", "--json").stdout == call("info", "nano", "--json").stdout
     assert "give one model" in call("info", "nano", "-m", "nano").stderr
     for path, said in ((tmp_path / "no" / "x.png", "no folder"), (tmp_path / "x.txt", "must end in")):

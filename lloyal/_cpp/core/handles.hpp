@@ -30,6 +30,7 @@ struct LiveCounts {
     std::atomic<int64_t> samplers{0};
     std::atomic<int64_t> adapters{0};
     std::atomic<int64_t> checkpoints{0};
+    std::atomic<int64_t> branches{0};
     std::atomic<int64_t> connections{0};
 };
 LiveCounts & live_counts();

@@ -3,11 +3,51 @@
 #include "decode/largest.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <limits>
 #include <numeric>
 
 namespace lloyal {
+namespace {
+
+constexpr size_t LANES = 16; // independent sums, so that the compiler can use vector registers
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
+#define FOR_EVERY_PROCESSOR __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define FOR_EVERY_PROCESSOR
+#endif
+
+// The sum of exp(x - most) for x <= most, each within a few 2**-24 of it: 2**n by the exponent's bits, the rest by its series
+// to the seventh power, on [-ln 2 / 2, ln 2 / 2]. Without calls or branches, so that many are computed at once.
+FOR_EVERY_PROCESSOR double sum_of_exp(const float * row, size_t n, float most) {
+    double sums[LANES] = {};
+    for (size_t begin = 0; begin < n; begin += LANES) {
+        float x[LANES];
+        for (size_t lane = 0; lane < LANES; ++lane) {
+            x[lane] = begin + lane < n ? row[begin + lane] - most : -INFINITY;
+        }
+        for (size_t lane = 0; lane < LANES; ++lane) {
+            const float inside = x[lane] > -87.0f ? x[lane] : -87.0f;
+            const float whole = (inside * 1.44269504f + 12582912.0f) - 12582912.0f; // 1.5 * 2**23 rounds to an integer
+            const float r = (inside - whole * 0.693359375f) + whole * 2.12194440e-4f;
+            float p = 1.0f / 5040;
+            p = p * r + 1.0f / 720;
+            p = p * r + 1.0f / 120;
+            p = p * r + 1.0f / 24;
+            p = p * r + 1.0f / 6;
+            p = p * r + 0.5f;
+            p = p * r + 1.0f;
+            p = p * r + 1.0f;
+            const float scale = std::bit_cast<float>((int32_t(whole) + 127) << 23);
+            sums[lane] += x[lane] > -87.0f ? p * scale : 0.0f;
+        }
+    }
+    return std::accumulate(sums, sums + LANES, 0.0);
+}
+
+} // namespace
 
 double log_sum_exp(const float * row, size_t n) {
     const Largest best = largest(row, n);
@@ -17,12 +57,7 @@ double log_sum_exp(const float * row, size_t n) {
     if (best.value == -INFINITY) {
         return -INFINITY;
     }
-    const double most = best.value;
-    double sum = 0.0;
-    for (size_t i = 0; i < n; ++i) {
-        sum += std::exp(row[i] - most);
-    }
-    return most + std::log(sum);
+    return double(best.value) + std::log(sum_of_exp(row, n, best.value));
 }
 
 std::vector<LogProb> most_probable(const float * row, size_t n, size_t count) {

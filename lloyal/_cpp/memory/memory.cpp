@@ -5,6 +5,7 @@
 
 #include "llama-context.h"
 #include "llama-kv-cache.h"
+#include "llama-memory-recurrent.h"
 
 #include <algorithm>
 
@@ -470,6 +471,29 @@ Status memory_seq_pos(ContextBox & box, SeqId seq, Pos & pos_min, Pos & pos_max)
         }
         pos_min = box.memory->seq_pos_min(seq);
         pos_max = box.memory->seq_pos_max(seq);
+        return {};
+    });
+}
+
+Status memory_cells(ContextBox & box, int64_t & n_cells, int64_t & n_used) noexcept {
+    return guarded(Code::decode_failed, [&]() -> Status {
+        n_cells = n_used = 0;
+        for (const llama_kv_cache * cache : box.map.caches) {
+            int64_t size = 0, used = 0;
+            for (uint32_t stream = 0; stream < cache->get_n_stream(); ++stream) {
+                const llama_kv_cells & cells = cache->get_cells(SeqId(stream));
+                size += cells.size();
+                used += cells.get_used();
+            }
+            if (n_cells == 0 || size - used < n_cells - n_used) {
+                n_cells = size;
+                n_used = used;
+            }
+        }
+        if (box.map.caches.empty() && box.map.recurrent) {
+            n_cells = box.map.recurrent->size;
+            n_used = box.map.recurrent->used;
+        }
         return {};
     });
 }

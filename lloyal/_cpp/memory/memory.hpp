@@ -108,6 +108,8 @@ Status memory_seq_keep(ContextBox & box, SeqId seq) noexcept;
 Status memory_seq_add(ContextBox & box, SeqId seq, Pos p0, Pos p1, Pos delta) noexcept;
 Status memory_seq_div(ContextBox & box, SeqId seq, Pos p0, Pos p1, int d) noexcept;
 Status memory_seq_pos(ContextBox & box, SeqId seq, Pos & pos_min, Pos & pos_max) noexcept;
+// Cells of the fullest cache, of all its streams; states of sequences where there is no other cache.
+Status memory_cells(ContextBox & box, int64_t & n_cells, int64_t & n_used) noexcept;
 Status rollback_kind(ContextBox & box, SeqId seq, int32_t n_tokens, int & kind) noexcept;
 Status known_rows(ContextBox & box, SeqId seq, std::vector<Run> & out) noexcept;
 Status known_version(ContextBox & box, SeqId seq, uint64_t & out) noexcept;

@@ -8,6 +8,7 @@
 #include "sample/sampler_state.hpp"
 #include "sample/sampler_types.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <memory>
 #include <utility>
@@ -171,8 +172,8 @@ Status ruled_out() {
         "no token is left: grammars and biases rule out all, or all that were left to the sampler that picks");
 }
 
-// Let the chain pick among candidates, and accept the token.
-Status pick(SamplerBox & box, llama_token_data_array array, llama_token & out) {
+// Let the chain pick among candidates.
+Status pick(SamplerBox & box, llama_token_data_array array, Picked & out) {
     if (Status status = check_alive(box); !status.ok()) {
         return status;
     }
@@ -180,15 +181,26 @@ Status pick(SamplerBox & box, llama_token_data_array array, llama_token & out) {
         return status;
     }
     if (array.selected < 0 || size_t(array.selected) >= array.size) {
-        return refused(text("the ", llama_sampler_name(box.ptr),
-                            " picks no token: end the chain with greedy, dist, mirostat, mirostat_v2 or adaptive_p"));
+        const bool any = std::any_of(array.data, array.data + array.size,
+                                     [](const llama_token_data & candidate) { return candidate.logit > -INFINITY; });
+        return !any ? ruled_out()
+                    : refused(text(
+                          "the ", llama_sampler_name(box.ptr),
+                          " picks no token: end the chain with greedy, dist, mirostat, mirostat_v2 or adaptive_p"));
     }
     const llama_token_data & picked = array.data[array.selected];
     if (!(picked.logit > -INFINITY)) {
         return ruled_out();
     }
-    out = picked.id;
-    return accept_token(box, out);
+    out.token = picked.id;
+    out.probability = picked.p > 0.0f ? picked.p : 1.0f; // greedy does not say
+    return {};
+}
+
+// Room for candidates: one array for all samplers that a thread uses.
+std::vector<llama_token_data> & candidates() {
+    static thread_local std::vector<llama_token_data> room;
+    return room;
 }
 
 Status check_vocab(const SamplerBox & box, int32_t n_vocab) {
@@ -250,11 +262,15 @@ Status sample(SamplerBox & box, ContextBox & context, int32_t i, llama_token & o
                 return accept_token(box, out);
             }
             if (found.n > 0) {
-                box.candidates.resize(found.n);
+                std::vector<llama_token_data> & room = candidates();
+                room.resize(found.n);
                 for (size_t k = 0; k < found.n; ++k) {
-                    box.candidates[k] = {found.ids[k], found.logits[k], found.probs ? found.probs[k] : 0.0f};
+                    room[k] = {found.ids[k], found.logits[k], found.probs ? found.probs[k] : 0.0f};
                 }
-                return pick(box, {box.candidates.data(), found.n, -1, false}, out);
+                Picked picked;
+                Status status = pick(box, {room.data(), found.n, -1, false}, picked);
+                out = picked.token;
+                return status.ok() ? accept_token(box, out) : status;
             }
         }
         const float * row = nullptr;
@@ -266,12 +282,23 @@ Status sample(SamplerBox & box, ContextBox & context, int32_t i, llama_token & o
 }
 
 Status sample_row(SamplerBox & box, const float * row, int32_t n_vocab, llama_token & out) noexcept {
+    Picked picked;
+    Status status = pick_row(box, row, n_vocab, {}, picked);
+    if (!status.ok()) {
+        return status;
+    }
+    out = picked.token;
+    return guarded(Code::invalid_argument, [&] { return accept_token(box, out); });
+}
+
+Status pick_row(SamplerBox & box, const float * row, int32_t n_vocab, const std::vector<llama_logit_bias> & biases,
+                Picked & out) noexcept {
     return guarded(Code::invalid_argument, [&]() -> Status {
         settle(box);
         if (Status status = check_vocab(box, n_vocab); !status.ok()) {
             return status;
         }
-        if (box.greedy) { // the array of candidates would cost ten times the search
+        if (box.greedy && biases.empty()) { // the array of candidates would cost ten times the search
             const Largest best = largest(row, size_t(n_vocab));
             if (!best.finite) {
                 return not_finite("the logits");
@@ -279,17 +306,44 @@ Status sample_row(SamplerBox & box, const float * row, int32_t n_vocab, llama_to
             if (!(best.value > -INFINITY)) {
                 return ruled_out();
             }
-            out = llama_token(best.index);
-            llama_sampler_accept(box.ptr, out);
+            out = {llama_token(best.index)};
             return {};
         }
-        box.candidates.resize(size_t(n_vocab));
+        std::vector<llama_token_data> & room = candidates();
+        room.resize(size_t(n_vocab));
         bool finite = true;
         for (int32_t token = 0; token < n_vocab; ++token) {
-            box.candidates[size_t(token)] = {token, row[token], 0.0f};
+            room[size_t(token)] = {token, row[token], 0.0f};
             finite &= row[token] < INFINITY;
         }
-        return finite ? pick(box, {box.candidates.data(), size_t(n_vocab), -1, false}, out) : not_finite("the logits");
+        for (const llama_logit_bias & bias : biases) {
+            room[size_t(bias.token)].logit += bias.bias;
+        }
+        return finite ? pick(box, {room.data(), size_t(n_vocab), -1, false}, out) : not_finite("the logits");
+    });
+}
+
+Status sampler_rule_out(SamplerBox & box, std::vector<float> & row) noexcept {
+    if (box.grammars.empty()) {
+        return {};
+    }
+    return budgeted(grammar_budget(row.size()), Code::invalid_grammar, [&]() -> Status {
+        if (Status status = check_alive(box); !status.ok()) {
+            return status;
+        }
+        std::vector<llama_token_data> & room = candidates();
+        room.resize(row.size());
+        for (size_t token = 0; token < row.size(); ++token) {
+            room[token] = {llama_token(token), row[token], 0.0f};
+        }
+        llama_token_data_array array = {room.data(), room.size(), -1, false};
+        for (llama_sampler * grammar : box.grammars) {
+            llama_sampler_apply(grammar, &array);
+        }
+        for (size_t k = 0; k < array.size; ++k) {
+            row[size_t(array.data[k].id)] = array.data[k].logit;
+        }
+        return {};
     });
 }
 

@@ -32,8 +32,6 @@ struct SamplerBox {
     int32_t n_vocab = 0;                              // token ids must be below; 0: any
     bool greedy = false;                              // only ever takes the largest logit
 
-    std::vector<llama_token_data> candidates; // scratch
-
     SamplerBox(llama_sampler * sampler, std::vector<ModelHandle> parents);
     SamplerBox(const SamplerBox &) = delete;
     ~SamplerBox();
@@ -93,6 +91,18 @@ Status sampler_settle(SamplerBox & box) noexcept;
 // Pick a token from output `i` of the last decode, or from a row of `n_vocab` logits, and accept it.
 Status sample(SamplerBox & box, ContextBox & context, int32_t i, llama_token & out) noexcept;
 Status sample_row(SamplerBox & box, const float * row, int32_t n_vocab, llama_token & out) noexcept;
+
+// The same in two steps, for who may have to forget what was picked. Biases are added to the logits before the chain sees
+// them. Nothing but the random generators of the chain moves.
+struct Picked {
+    llama_token token = LLAMA_TOKEN_NULL;
+    float probability = 1.0f; // among what the chain left to choose from
+};
+Status pick_row(SamplerBox & box, const float * row, int32_t n_vocab, const std::vector<llama_logit_bias> & biases,
+                Picked & out) noexcept;
+
+// What its grammars do not allow becomes -inf.
+Status sampler_rule_out(SamplerBox & box, std::vector<float> & row) noexcept;
 
 // Let the sampler work on candidates; they must be at least one, with finite logits or -inf.
 Status sampler_apply(SamplerBox & box, llama_token_data_array & array) noexcept;

@@ -427,4 +427,60 @@ void copy_native(const llama_sampler * from, llama_sampler * to) {
     repair_copy(from, to);
 }
 
+void carry_native(const llama_sampler * from, llama_sampler * to, bool generators, bool grammars) {
+    const std::vector<llama_sampler *> sources = sampler_leaves(const_cast<llama_sampler *>(from));
+    std::vector<bool> used(sources.size(), false);
+    for (llama_sampler * leaf : sampler_leaves(to)) {
+        const SamplerType type = sampler_type(leaf);
+        if (type == SamplerType::penalties || type == SamplerType::dry) {
+            continue;
+        }
+        const bool grammar = type == SamplerType::grammar;
+        for (size_t i = 0; i < sources.size(); ++i) {
+            if (used[i] || sampler_type(sources[i]) != type) {
+                continue;
+            }
+            used[i] = true;
+            if (grammar ? grammars && sampler_config(sources[i]) == sampler_config(leaf) : generators) {
+                std::vector<uint8_t> state;
+                Writer writer(state);
+                save_leaf(writer, sources[i]);
+                Reader reader(state.data(), state.size());
+                load_leaf(reader, leaf);
+            }
+            break;
+        }
+    }
+}
+
+void reseed_native(llama_sampler * sampler, uint32_t seed) {
+    const auto begin = [seed](auto & generator) {
+        generator.seed_cur = seed;
+        generator.rng.seed(seed);
+    };
+    for (llama_sampler * leaf : sampler_leaves(sampler)) {
+        switch (sampler_type(leaf)) {
+            case SamplerType::dist: {
+                auto & dist = of<DistSampler>(leaf);
+                dist.seed_cur = seed;
+                dist.rng = Pcg64::from_seed(seed);
+                break;
+            }
+            case SamplerType::llama_dist: {
+                auto & dist = of<llama_sampler_dist>(leaf);
+                begin(dist);
+                dist.rng_backend = dist.rng;
+                dist.n_backend_draws_generated = 0;
+                dist.n_backend_draws_committed = 0;
+                break;
+            }
+            case SamplerType::xtc: begin(of<llama_sampler_xtc>(leaf)); break;
+            case SamplerType::mirostat: begin(of<llama_sampler_mirostat>(leaf)); break;
+            case SamplerType::mirostat_v2: begin(of<llama_sampler_mirostat_v2>(leaf)); break;
+            case SamplerType::adaptive_p: begin(of<llama_sampler_adaptive_p>(leaf)); break;
+            default: break; // draws nothing
+        }
+    }
+}
+
 } // namespace lloyal

@@ -21,4 +21,10 @@ llama_sampler * clone_native(const llama_sampler * sampler);
 // llama_sampler_copy with the same repair. Both must have the same configuration.
 void copy_native(const llama_sampler * from, llama_sampler * to);
 
+// For the samplers that both have, whatever their parameters: random generators (and what else moves with every draw), and
+// where grammars of the same rules stand.
+void carry_native(const llama_sampler * from, llama_sampler * to, bool generators, bool grammars);
+// Random generators as they begin with this seed.
+void reseed_native(llama_sampler * sampler, uint32_t seed);
+
 } // namespace lloyal

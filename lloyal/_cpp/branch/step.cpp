@@ -1,0 +1,277 @@
+#include "branch/step.hpp"
+
+#include "branch/seat.hpp"
+#include "decode/decode.hpp"
+#include "decode/outputs.hpp"
+
+#include "llama-context.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+namespace lloyal {
+namespace {
+
+// What one branch reads, and the logits it gets.
+struct Part {
+    BranchBox * branch;
+    const std::vector<llama_token> * tokens;
+    std::shared_ptr<Row> row;
+};
+
+Status at(size_t i, Status status) {
+    if (!status.ok()) {
+        status.message = text("the branch at index ", i, ": ", status.message);
+    }
+    return status;
+}
+
+Status check_apart(std::vector<const BranchBox *> branches) {
+    std::sort(branches.begin(), branches.end());
+    return std::adjacent_find(branches.begin(), branches.end()) == branches.end()
+               ? Status()
+               : Status(Code::invalid_argument, "a branch is named twice: it can take one step at a time");
+}
+
+// Batches of at most `n_batch` tokens, each full but the last.
+class Packing {
+  public:
+    Packing(ContextBox & box, std::vector<Part> & parts) : box_(box), parts_(parts), order_(parts.size()) {
+        std::iota(order_.begin(), order_.end(), size_t(0));
+        if (box.map.has_state()) {
+            // Sequences of one length are computed together, others one after another.
+            std::stable_sort(order_.begin(), order_.end(),
+                             [&](size_t a, size_t b) { return parts[a].tokens->size() < parts[b].tokens->size(); });
+        }
+    }
+
+    Status run() {
+        const size_t n_batch = llama_n_batch(box_.ptr);
+        const size_t most_outputs = box_.ptr->get_cparams().n_outputs_max;
+        for (const size_t i : order_) {
+            Part & part = parts_[i];
+            const size_t n = part.tokens->size();
+            for (size_t begin = 0; begin < n;) {
+                if (batch_.size() == n_batch || last_.size() == most_outputs) {
+                    if (Status status = flush(); !status.ok()) {
+                        return status;
+                    }
+                }
+                const size_t end = std::min(n, begin + n_batch - batch_.size());
+                batch_.extend(part.tokens->data() + begin, end - begin, part.branch->position() + Pos(begin),
+                              part.branch->seat->seq, false, end == n);
+                if (end == n) {
+                    last_.push_back({i, int32_t(batch_.size()) - 1});
+                }
+                begin = end;
+            }
+        }
+        return batch_.size() ? flush() : Status();
+    }
+
+  private:
+    Status flush() {
+        Status status = decode(box_, batch_, true);
+        for (size_t k = 0; status.ok() && k < last_.size(); ++k) {
+            const float * row = nullptr;
+            status = find_logits(box_, last_[k].second, row);
+            if (status.ok()) {
+                std::copy(row, row + n_logits(box_), parts_[last_[k].first].row->data());
+            }
+        }
+        batch_.clear();
+        last_.clear();
+        return status;
+    }
+
+    ContextBox & box_;
+    std::vector<Part> & parts_;
+    std::vector<size_t> order_;
+    Batch batch_;
+    std::vector<std::pair<size_t, int32_t>> last_; // part, and the place of its last token in the batch
+};
+
+// Decode what the parts read, in sequences of their own. After a failure their sequences hold what they held; a memory that
+// cannot go back is read again when it is needed (branch_seat).
+Status read_parts(ContextBox & box, std::vector<Part> & parts) {
+    for (size_t i = 0; i < parts.size(); ++i) {
+        if (Status status = branch_seat(box, *parts[i].branch); !status.ok()) {
+            return at(i, std::move(status));
+        }
+    }
+    for (Part & part : parts) { // nothing is left to fail for want of memory once rows are written
+        part.row = part.branch->spare_row.use_count() == 1 ? std::move(part.branch->spare_row)
+                                                           : std::make_shared<Row>(n_logits(box));
+        tokens_to_change(*part.branch, part.tokens->size());
+    }
+    Status status = Packing(box, parts).run();
+    for (Part & part : parts) {
+        Seat & seat = *part.branch->seat;
+        if (!status.ok() && box.provenance.of(seat.seq).end() > part.branch->position()) {
+            memory_seq_rm_any(box, seat.seq, part.branch->position(), -1);
+        }
+        note_rows(box, seat);
+    }
+    if (status.code == Code::cache_full) {
+        status.message += "; or prune branches, or let the store park them (auto_park=True)";
+    }
+    return status;
+}
+
+// Now nothing fails any more.
+void publish(Part & part, bool accept, const Token * record) noexcept {
+    BranchBox & branch = *part.branch;
+    for (size_t k = 0; k < part.tokens->size(); ++k) {
+        Token token;
+        token.id = (*part.tokens)[k];
+        if (k == 0 && record) {
+            token = *record;
+        } else {
+            token.accepted = accept;
+            token.probability = -1.0f;
+            token.log_prob = NAN;
+        }
+        if (token.accepted && token.log_prob == token.log_prob) {
+            branch.model.add(-token.log_prob);
+            if (token.probability >= 0.0f) {
+                branch.sampling.add(-std::log(double(token.probability)));
+            }
+        }
+        branch.tokens->push_back(token); // there is room for it
+    }
+    if (branch.row.use_count() == 1) { // nobody looks at it any more
+        branch.spare_row = std::const_pointer_cast<Row>(branch.row);
+    }
+    branch.row = std::move(part.row);
+    branch.shown.reset();
+    branch.picked = {};
+    branch.accepted.reset();
+    branch.ended = false;
+}
+
+} // namespace
+
+Status branches_read(ContextBox & box, const std::vector<Reading> & readings, bool accept) noexcept {
+    return guarded(Code::decode_failed, [&]() -> Status {
+        const int32_t n_vocab = int32_t(n_logits(box));
+        std::vector<Part> parts;
+        std::vector<const BranchBox *> branches;
+        std::vector<std::optional<Token>> records;
+        std::vector<SamplerHandle> samplers;
+        for (size_t i = 0; i < readings.size(); ++i) {
+            BranchBox & branch = *readings[i].branch;
+            if (Status status = check_branch(box, branch); !status.ok()) {
+                return at(i, std::move(status));
+            }
+            for (const llama_token token : readings[i].tokens) {
+                if (token < 0 || token >= n_vocab) {
+                    return at(i, Status(Code::invalid_argument,
+                                        text("token ", token, " is outside the vocabulary of ", n_vocab)));
+                }
+            }
+            branches.push_back(&branch);
+            if (readings[i].tokens.empty()) {
+                continue;
+            }
+            parts.push_back({&branch, &readings[i].tokens, nullptr});
+            records.emplace_back();
+            samplers.emplace_back();
+            const bool passed = branch.accepted && branch.accepted->id == readings[i].tokens[0];
+            if (passed) {
+                records.back() = branch.accepted;
+            } else if (accept) {
+                records.back() = accepted_token(branch, readings[i].tokens[0]);
+            }
+            if (accept && branch.sampler) {
+                samplers.back() = sampler_to_change(branch);
+                for (size_t k = passed; k < readings[i].tokens.size(); ++k) {
+                    if (Status status = sampler_accept(*samplers.back(), readings[i].tokens[k]); !status.ok()) {
+                        return at(i, std::move(status));
+                    }
+                }
+            }
+        }
+        if (Status status = check_apart(std::move(branches)); !status.ok()) {
+            return status;
+        }
+        if (Status status = read_parts(box, parts); !status.ok()) {
+            return status;
+        }
+        for (size_t i = 0; i < parts.size(); ++i) {
+            publish(parts[i], accept, records[i] ? &*records[i] : nullptr);
+            if (samplers[i]) {
+                sampler_changed(*parts[i].branch, std::move(samplers[i]));
+            }
+        }
+        return {};
+    });
+}
+
+Status branches_step(ContextBox & box, const std::vector<BranchHandle> & branches,
+                     std::vector<llama_token> & out) noexcept {
+    return guarded(Code::decode_failed, [&]() -> Status {
+        const llama_vocab * vocab = llama_model_get_vocab(box.model->ptr);
+        const size_t n = branches.size();
+        std::vector<const BranchBox *> named(n);
+        std::vector<SamplerHandle> samplers(n);
+        std::vector<Picked> picked(n);
+        std::vector<Token> records(n);
+        std::vector<std::vector<llama_token>> tokens(n);
+        std::vector<Part> parts;
+        std::vector<size_t> reads; // index of each part
+        for (size_t i = 0; i < n; ++i) {
+            named[i] = branches[i].get();
+        }
+        if (Status status = check_apart(std::move(named)); !status.ok()) {
+            return status;
+        }
+        for (size_t i = 0; i < n; ++i) {
+            BranchBox & branch = *branches[i];
+            Status status = check_branch(box, branch);
+            if (status.ok() && !branch.sampler) {
+                status = Status(Code::invalid_argument, "it has no sampler: set_sampling() first");
+            }
+            if (status.ok() && branch.ended) {
+                status = Status(Code::invalid_argument,
+                                "its text has ended: leave it out, or go on by commit() or prefill()");
+            }
+            if (status.ok()) {
+                samplers[i] = sampler_to_change(branch);
+                status = pick_with(branch, *samplers[i], picked[i]);
+            }
+            if (status.ok() && !llama_vocab_is_eog(vocab, picked[i].token)) {
+                status = sampler_accept(*samplers[i], picked[i].token);
+                tokens[i].push_back(picked[i].token);
+                parts.push_back({&branch, &tokens[i], nullptr});
+                reads.push_back(i);
+            }
+            if (!status.ok()) {
+                return at(i, std::move(status));
+            }
+        }
+        for (const size_t i : reads) {
+            records[i] = accepted_token(*branches[i], picked[i].token);
+            records[i].probability = picked[i].probability;
+        }
+        std::vector<llama_token> made(n);
+        if (Status status = read_parts(box, parts); !status.ok()) {
+            return status;
+        }
+        for (size_t k = 0; k < parts.size(); ++k) {
+            publish(parts[k], true, &records[reads[k]]);
+        }
+        for (size_t i = 0; i < n; ++i) {
+            sampler_changed(*branches[i], std::move(samplers[i]));
+            made[i] = picked[i].token;
+            if (tokens[i].empty()) {
+                branches[i]->picked = picked[i];
+                branches[i]->ended = true;
+            }
+        }
+        out = std::move(made);
+        return {};
+    });
+}
+
+} // namespace lloyal

@@ -1,0 +1,53 @@
+"""What callers may begin a text with, and the rules they may give it: the same for every function that generates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+from lloyal.errors import InvalidArgument
+from lloyal.llama import Sampler, Vocab
+
+if TYPE_CHECKING:
+    from lloyal.llama.common import ChatPrompt
+
+__all__ = ["as_chat", "one_grammar", "tokens_of"]
+
+
+def as_chat(prompt: object) -> ChatPrompt | None:
+    """The prompt if it is a chat's."""
+    # Without importing llama-common, which not every program needs.
+    return cast("ChatPrompt", prompt) if hasattr(prompt, "generation_prompt") else None
+
+
+def tokens_of(vocab: Vocab, prompt: str | bytes | Sequence[int] | ChatPrompt, *, beginning: bool) -> list[int]:
+    """The tokens of a prompt; with the special tokens that the model asks for where a text is `beginning`."""
+    chat = as_chat(prompt)
+    if chat is not None:
+        return vocab.tokenize(chat.prompt, add_special=beginning, parse_special=True)
+    if isinstance(prompt, (str, bytes)):
+        return vocab.tokenize(prompt, add_special=beginning)
+    return list(cast("Sequence[int]", prompt))
+
+
+def one_grammar(
+    vocab: Vocab,
+    chat: ChatPrompt | None,
+    grammar: str | Sampler | None,
+    json_schema: Mapping[str, Any] | bool | str | None,
+) -> str | Sampler | None:
+    """The one grammar that was asked for; `InvalidArgument` if there are several."""
+    asked = [name for name, value in (("grammar", grammar), ("json_schema", json_schema)) if value is not None]
+    if chat is not None and chat.grammar:
+        asked.append("the chat's own grammar")
+    if len(asked) > 1:
+        raise InvalidArgument(f"give one of {' and '.join(asked)}: a text cannot follow two grammars")
+    if json_schema is not None:
+        from lloyal.grammar import from_json_schema  # llama-common: loaded when it is needed
+
+        return from_json_schema(json_schema)
+    if chat is not None and chat.grammar:
+        from lloyal.chat import grammar_sampler
+
+        return grammar_sampler(vocab, chat)
+    return grammar

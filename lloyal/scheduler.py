@@ -1,0 +1,406 @@
+"""Texts that take turns in the sequences of a context: who waits, who is being read, who goes on."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from numbers import Integral
+from typing import TYPE_CHECKING, Literal, cast
+
+from lloyal.branch import Branch, BranchStore
+from lloyal.errors import Aborted, Busy, CacheFull, InvalidArgument, NoLease
+from lloyal.llama import Sampler
+from lloyal.sampling import Sampling
+from lloyal.tokenization import StopStrings, StreamDecoder
+
+if TYPE_CHECKING:
+    from lloyal.context import Context
+
+__all__ = ["Scheduler", "Text"]
+
+BUSY_SECONDS = 0.001  # between two tries while a call of another thread is inside the context
+
+StopReason = Literal["end", "length", "stop"]
+
+
+class QuickStops(StopStrings):
+    """The same, looking only at pieces in which one of the strings could begin or go on."""
+
+    def __init__(self, strings: Iterable[str]) -> None:
+        super().__init__(strings)
+        self._beginnings = frozenset(string[0] for string in self._strings)
+
+    def feed(self, text: str) -> str:
+        if not self._held and self.found is None and self._beginnings.isdisjoint(text):
+            return text
+        return super().feed(text)
+
+
+class Text:
+    """One of many texts: what it begins with, when it stops, and how far it is.
+
+    Parameters
+    ----------
+    prompt : list of int
+    make : callable
+        Makes its branch, with nothing read yet, once it is its turn.
+    max_tokens : int or None
+    stop : tuple of str
+    index : int
+    """
+
+    __slots__ = (
+        "branch",
+        "decoder",
+        "error",
+        "index",
+        "log_probs",
+        "make",
+        "max_tokens",
+        "n_read",
+        "prompt",
+        "said",
+        "stop_reason",
+        "stops",
+        "tokens",
+    )
+
+    #: Whether log-probabilities are read from the branch before it goes.
+    keeps_log_probs = True
+
+    def __init__(
+        self,
+        prompt: list[int],
+        make: Callable[[], Branch],
+        max_tokens: int | None = None,
+        stop: tuple[str, ...] = (),
+        index: int = 0,
+    ) -> None:
+        self.prompt = prompt
+        self.make = make
+        self.max_tokens = max_tokens
+        self.index = index
+        self.n_read = 0
+        self.branch: Branch | None = None
+        self.tokens: list[int] = []
+        self.log_probs: list[float] = []
+        self.stop_reason: StopReason | None = None
+        self.error: Exception | None = None
+        self.said: list[str] = []
+        self.stops = QuickStops(stop)
+        self.decoder: StreamDecoder | None = None  # None: nobody asks what the tokens say
+
+    def listen(self, decoder: StreamDecoder) -> None:
+        """From now on, and for the tokens so far, keep what they say in `said`."""
+        if self.decoder is None:
+            self.decoder = decoder
+            for token in self.tokens:
+                self.hear(token)
+            if self.over:
+                self.end_text()
+
+    def hear(self, token: int) -> None:
+        """What a token says; a stop string ends the text."""
+        if self.decoder is not None:
+            if piece := self.stops.feed(self.decoder.feed(token)):
+                self.said.append(piece)
+            if self.stops.found is not None:
+                self.stop_reason = "stop"
+
+    def end_text(self) -> None:
+        """What was held back is certain now."""
+        if self.decoder is not None and (piece := self.stops.feed(self.decoder.flush()) + self.stops.flush()):
+            self.said.append(piece)
+
+    @property
+    def over(self) -> bool:
+        return self.stop_reason is not None or self.error is not None
+
+
+class Scheduler:
+    """Texts that take turns in the sequences of a context: some wait, some are being read, the others go on.
+
+    A text whose step fails alone ends with its `Text.error`, and the others go on. What is about all of them comes out
+    of `step`, which can be called again.
+
+    Parameters
+    ----------
+    ctx : Context
+    """
+
+    def __init__(self, ctx: Context) -> None:
+        self.store = BranchStore(ctx)
+        self.waiting: deque[Text] = deque()
+        self.reading: list[Text] = []
+        self.live: list[Text] = []
+        self._branches: list[Branch] = []  # of `live`: every step needs the list
+        self._over: list[Text] = []
+        self._is_eog = ctx.vocab.is_eog
+        self._full = False  # nothing more fits before something has ended
+        # llama.cpp computes n_ubatch at once: prompts in larger parts would only keep the others waiting.
+        self._chunk = min(ctx.n_batch, ctx.n_ubatch)
+
+    @property
+    def idle(self) -> bool:
+        """True if there is nothing to do."""
+        return not (self.waiting or self.reading or self.live or self._over)
+
+    def add(self, text: Text) -> None:
+        """A text to begin when there is room."""
+        self.waiting.append(text)
+
+    def remove(self, text: Text) -> None:
+        """Forget a text, wherever it is, and free its sequence. Nothing if it is over."""
+        if text in self.waiting:
+            self.waiting.remove(text)
+        elif text in self.reading:
+            self.reading.remove(text)
+        elif text in self.live:
+            i = self.live.index(text)
+            del self.live[i], self._branches[i]
+        self._release(text)
+
+    def step(self) -> tuple[list[Text], list[int], list[Text]]:
+        """Let texts in for which there is room, read a part of the prompts, and give every other text a token.
+
+        Returns
+        -------
+        texts, tokens : list of Text, list of int
+            Those that were given a token, and the tokens.
+        over : list of Text
+            The texts that are over now.
+
+        Raises
+        ------
+        Busy, Aborted
+            Nothing is lost.
+        """
+        if self.waiting and not self._full:
+            self._admit()
+        if self.reading:
+            self._read_some()
+        texts, tokens = self._go_on() if self.live else ([], [])
+        over, self._over = self._over, []
+        return texts, tokens, over
+
+    def close(self) -> None:
+        """Forget all texts."""
+        self.waiting.clear()
+        self.reading.clear()
+        self.live.clear()
+        self._branches.clear()
+        self._over.clear()
+        self.store.close()
+
+    # Going on
+
+    def _go_on(self) -> tuple[list[Text], list[int]]:
+        tokens = self._step_live()
+        live = self.live
+        is_eog = self._is_eog
+        over = False
+        for text, token in zip(live, tokens, strict=True):
+            if is_eog(token):
+                text.stop_reason = "end"
+                over = True
+                continue
+            own = text.tokens
+            own.append(token)
+            if text.decoder is not None:
+                text.hear(token)
+            if text.stop_reason is None:
+                if len(own) != text.max_tokens:
+                    continue
+                text.stop_reason = "length"
+            over = True
+        if over:
+            self._set_live([text for text in live if not text.over])
+            for text in live:
+                if text.over:
+                    self._end(text)
+            given = [(text, token) for text, token in zip(live, tokens, strict=True) if text.stop_reason != "end"]
+            return [text for text, _ in given], [token for _, token in given]
+        return live, tokens
+
+    def _step_live(self) -> list[int]:
+        """A token for each live text; fewer are live afterwards if some have failed or found no room."""
+        while self.live:
+            try:
+                return self.store.step(self._branches)
+            except CacheFull as error:
+                self._no_room(self.live[-1], error)  # those that came first are done first
+            except (Busy, Aborted):
+                raise
+            except Exception as error:
+                if len(self.live) > 1:
+                    return self._step_apart()
+                self._fail(self.live[0], error)
+        return []
+
+    def _step_apart(self) -> list[int]:
+        """One by one, since one of them fails: it is to fail alone."""
+        tokens: list[int] = []
+        waiting = list(self.live)
+        while waiting:
+            text = waiting[0]
+            try:
+                tokens += self.store.step([cast("Branch", text.branch)])
+            except Busy:
+                time.sleep(BUSY_SECONDS)  # some have gone on already: there is no way back
+                continue
+            except CacheFull as error:
+                self._no_room(text, error)
+            except Exception as error:
+                self._fail(text, error)
+            del waiting[0]
+        return tokens
+
+    def _no_room(self, text: Text, error: Exception) -> None:
+        """A live text waits in a checkpoint until another has ended."""
+        if len(self.live) == 1 and not self.reading:
+            self._fail(text, error)
+            return
+        try:
+            self.store.park(cast("Branch", text.branch))
+        except (Busy, Aborted):
+            raise
+        except Exception as worse:
+            self._fail(text, worse)
+            return
+        self._set_live([other for other in self.live if other is not text])
+        self.waiting.appendleft(text)
+        self._full = True
+
+    # Letting in
+
+    def _admit(self) -> None:
+        while self.waiting:
+            text = self.waiting[0]
+            try:
+                self._seat(text)
+            except (NoLease, CacheFull) as error:
+                if self.live or self.reading:
+                    self._full = True
+                    return
+                self._fail(text, error)
+            except (Busy, Aborted):
+                raise
+            except Exception as error:
+                self._fail(text, error)
+            else:
+                self.waiting.popleft()
+                if text.n_read < len(text.prompt):
+                    self.reading.append(text)
+                else:
+                    self._set_live([*self.live, text])
+
+    def _seat(self, text: Text) -> None:
+        """A sequence of its own, with the rows it has."""
+        if text.branch is None:
+            text.branch = text.make()
+        try:
+            text.branch.resume()
+        except NoLease:
+            if self.live or self.reading or text.branch.state != "pending":
+                raise
+            self.store.park(text.branch)  # the only sequence holds the prompt, for all that wait
+            text.branch.resume()
+
+    def _read_some(self) -> None:
+        room, parts = self._chunk, []
+        for text in self.reading:
+            part = text.prompt[text.n_read : text.n_read + room]
+            parts.append((text, part))
+            room -= len(part)
+            if not room:
+                break
+        self._read(parts)
+
+    def _read(self, parts: list[tuple[Text, list[int]]]) -> None:
+        try:
+            self.store.decode_scatter([(cast("Branch", text.branch), part) for text, part in parts])
+        except CacheFull as error:
+            text = self.reading[-1]
+            if len(self.reading) == 1 and not self.live:
+                self._fail(text, error)
+            else:
+                self.reading.remove(text)
+                self._release(text)
+                text.n_read = 0
+                self.waiting.appendleft(text)
+                self._full = True
+        except (Busy, Aborted):
+            raise
+        except Exception as error:
+            if len(parts) > 1:
+                for text, part in parts:
+                    if text in self.reading:
+                        self._read([(text, part)])
+            else:
+                self._fail(parts[0][0], error)
+        else:
+            for text, part in parts:
+                text.n_read += len(part)
+            done = [text for text in self.reading if text.n_read == len(text.prompt)]
+            if done:
+                self.reading = [text for text in self.reading if text.n_read < len(text.prompt)]
+                self._set_live([*self.live, *done])
+
+    # Ending
+
+    def _set_live(self, texts: list[Text]) -> None:
+        self.live = texts
+        self._branches = [cast("Branch", text.branch) for text in texts]
+
+    def _end(self, text: Text) -> None:
+        text.end_text()
+        if text.keeps_log_probs:
+            text.log_probs = log_probs_of(text)
+        self._release(text)
+        self._over.append(text)
+
+    def _fail(self, text: Text, error: Exception) -> None:
+        text.error = error
+        self.remove(text)
+        self._over.append(text)
+
+    def _release(self, text: Text) -> None:
+        branch, text.branch = text.branch, None
+        if branch is not None:
+            branch.prune_subtree()
+        self._full = False
+
+
+def log_probs_of(text: Text) -> list[float]:
+    """Of its tokens, by the model; while it has its branch."""
+    if text.branch is None:
+        return text.log_probs
+    return [log_prob for *_, log_prob in text.branch._tokens_native(len(text.prompt))]
+
+
+def unread_branch(
+    store: BranchStore, prompt: list[int], sampling: Sampling, rules: str | Sampler | None = None
+) -> Branch:
+    """What `BranchStore.create` makes, with its prompt still to be read."""
+    branch = store.create((), sampling=sampling, grammar=rules)
+    # The penalties know the prompt before it is read.
+    branch._create_native(store.ctx, sampling.build(store.ctx.vocab, grammar=rules, history=prompt))
+    return branch
+
+
+def check_max_tokens(max_tokens: int | None) -> None:
+    """`InvalidArgument` unless it is a number of tokens, or None."""
+    if max_tokens is not None and (not isinstance(max_tokens, Integral) or max_tokens < 1):
+        raise InvalidArgument(f"max_tokens={max_tokens!r} must be an integer from 1, or None for no limit")
+
+
+def check_count(n: int) -> None:
+    """`InvalidArgument` unless there can be so many texts."""
+    if not isinstance(n, Integral) or isinstance(n, bool) or n < 1:
+        raise InvalidArgument(f"n={n!r} must be an integer from 1, or None for one Generation")
+
+
+def check_sampling(sampling: object) -> None:
+    if not isinstance(sampling, Sampling):
+        raise TypeError(f"sampling={sampling!r} must be a Sampling: each text has a sampler of its own")
