@@ -258,7 +258,8 @@ def report(figures: dict[str, Any]) -> None:
     for n_vocab, found in figures["chain"].items():
         micro = found["microseconds"]
         print(
-            f"chain at {n_vocab}: ours {micro['ours']:.1f} us, c++ {micro['c++']:.1f} us, {found['ours / c++']['median']:.3f}"
+            f"chain at {n_vocab}: ours {micro['ours']:.1f} us, c++ {micro['c++']:.1f} us, "
+            f"{found['ours / c++']['median']:.3f}"
         )
     print(f"generate(n=8) / store: {figures['generate_8']['generate / store']['median']:.3f}")
     for cells, found in figures["forks"].items():

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self, cast
 from lloyal.branch import Branch, BranchStore
 from lloyal.errors import Busy, Closed, InvalidArgument
 from lloyal.prompt import as_chat, one_grammar, tokens_of
-from lloyal.sampling import Sampling
+from lloyal.sampling import Sampling, check_sampling
 from lloyal.scheduler import (
     BUSY_SECONDS,
     QuickStops,
@@ -21,8 +21,6 @@ from lloyal.scheduler import (
     StopReason,
     Text,
     check_max_tokens,
-    check_sampling,
-    unread_branch,
 )
 from lloyal.tokenization import StreamDecoder, stop_strings
 
@@ -336,7 +334,7 @@ class _Client(Text):
         rules = one_grammar(vocab, chat, grammar, json_schema)
         if chat is not None:
             self.stops = QuickStops((*stop, *chat.stops))
-        self.make = lambda: unread_branch(store, self.prompt, sampling, rules)
+        self.make = lambda: store.create(self.prompt, sampling=sampling, grammar=rules, read=False)
         self.listen(StreamDecoder(vocab))
 
 

@@ -15,8 +15,8 @@ from lloyal.decoding import Progress
 from lloyal.errors import InvalidArgument
 from lloyal.llama import LLAMA_DEFAULT_SEED, Sampler, Vocab
 from lloyal.prompt import as_chat, one_grammar, tokens_of
-from lloyal.sampling import Sampling
-from lloyal.scheduler import Scheduler, StopReason, Text, check_max_tokens, check_sampling, log_probs_of, unread_branch
+from lloyal.sampling import Sampling, check_sampling
+from lloyal.scheduler import Scheduler, StopReason, Text, check_max_tokens, log_probs_of
 from lloyal.tokenization import StreamDecoder, stop_strings
 
 if TYPE_CHECKING:
@@ -77,7 +77,8 @@ class Generations(Iterator[tuple[int, int]]):
                 i = len(self._texts)
                 own = _seeded(sampling, seed, i)
                 stop = stops[i] + (tuple(chat.stops) if chat is not None else ())
-                text = Text(tokens, partial(unread_branch, store, tokens, own, rules), max_tokens[i], stop, i)
+                make = partial(store.create, tokens, sampling=own, grammar=rules, read=False)
+                text = Text(tokens, make, max_tokens[i], stop, i)
                 if stop:
                     text.listen(StreamDecoder(vocab))
                 self._texts.append(text)

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from lloyal.branch import Branch, BranchStore
 from lloyal.errors import Aborted, Busy, CacheFull, InvalidArgument, NoLease
-from lloyal.llama import Sampler
-from lloyal.sampling import Sampling
 from lloyal.tokenization import StopStrings, StreamDecoder
 
 if TYPE_CHECKING:
@@ -245,12 +243,13 @@ class Scheduler:
         while waiting:
             text = waiting[0]
             try:
-                tokens += self.store.step([cast("Branch", text.branch)])
+                try:
+                    tokens += self.store.step([cast("Branch", text.branch)])
+                except CacheFull as error:
+                    self._no_room(text, error)
             except Busy:
                 time.sleep(BUSY_SECONDS)  # some have gone on already: there is no way back
                 continue
-            except CacheFull as error:
-                self._no_room(text, error)
             except Exception as error:
                 self._fail(text, error)
             del waiting[0]
@@ -379,16 +378,6 @@ def log_probs_of(text: Text) -> list[float]:
     return [log_prob for *_, log_prob in text.branch._tokens_native(len(text.prompt))]
 
 
-def unread_branch(
-    store: BranchStore, prompt: list[int], sampling: Sampling, rules: str | Sampler | None = None
-) -> Branch:
-    """What `BranchStore.create` makes, with its prompt still to be read."""
-    branch = store.create((), sampling=sampling, grammar=rules)
-    # The penalties know the prompt before it is read.
-    branch._create_native(store.ctx, sampling.build(store.ctx.vocab, grammar=rules, history=prompt))
-    return branch
-
-
 def check_max_tokens(max_tokens: int | None) -> None:
     """`InvalidArgument` unless it is a number of tokens, or None."""
     if max_tokens is not None and (not isinstance(max_tokens, Integral) or max_tokens < 1):
@@ -399,8 +388,3 @@ def check_count(n: int) -> None:
     """`InvalidArgument` unless there can be so many texts."""
     if not isinstance(n, Integral) or isinstance(n, bool) or n < 1:
         raise InvalidArgument(f"n={n!r} must be an integer from 1, or None for one Generation")
-
-
-def check_sampling(sampling: object) -> None:
-    if not isinstance(sampling, Sampling):
-        raise TypeError(f"sampling={sampling!r} must be a Sampling: each text has a sampler of its own")

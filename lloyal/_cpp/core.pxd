@@ -39,6 +39,10 @@ cdef extern from "core/budget.hpp" namespace "lloyal" nogil:
 cdef extern from "core/fence.hpp" namespace "lloyal" nogil:
     void fence_install()
 
+cdef extern from "core/fault.hpp" namespace "lloyal" nogil:
+    void abort_arm(int64_t n)
+    int64_t abort_remaining()
+
 cdef extern from "core/exit.hpp" namespace "lloyal" nogil:
     bool exiting()
     void exit_begin()

@@ -74,6 +74,7 @@ class BranchStore:
         grammar: str | Sampler | None = None,
         json_schema: Mapping[str, Any] | bool | str | None = None,
         name: str | None = None,
+        read: bool = True,
         **unknown: Never,
     ) -> Branch:
         """A new text, which begins with a prompt.
@@ -90,6 +91,9 @@ class BranchStore:
             Its text is JSON that this schema admits.
         name : str, optional
             For `tree`.
+        read : bool
+            Without it the branch is made for the prompt, which is yet to be read: by `decode_scatter`, in parts if need
+            be, beside the steps of others.
 
         Raises
         ------
@@ -111,7 +115,7 @@ class BranchStore:
         branch._begin = branch._first_at = len(tokens)
         branch.fork_head = 0
         branch._create_native(self.ctx, sampling.build(self.ctx.vocab, grammar=rules, history=tokens))
-        if tokens:
+        if tokens and read:
             try:
                 self.decode_scatter([(branch, tokens)])
             except BaseException:

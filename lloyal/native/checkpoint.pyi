@@ -9,7 +9,7 @@ from typing_extensions import Buffer
 
 BufferLike = Buffer | NDArray[Any]
 
-__all__ = ["CheckpointBase", "budget", "estimate", "fault_arm", "fault_remaining", "live_bytes", "meta_bytes", "pool_idle_bytes", "reserve", "set_budget", "set_reserve", "trim"]
+__all__ = ["CheckpointBase", "abort_arm", "abort_remaining", "budget", "estimate", "fault_arm", "fault_remaining", "live_bytes", "meta_bytes", "pool_idle_bytes", "reserve", "set_budget", "set_reserve", "trim"]
 
 class CheckpointBase:
     """The handle of a checkpoint. See `lloyal.Checkpoint`."""
@@ -90,3 +90,9 @@ def fault_arm(n: int) -> None:
 
 def fault_remaining() -> int:
     """For tests: what is left of `fault_arm`'s count; negative after it fired or when unarmed."""
+
+def abort_arm(n: int) -> None:
+    """For tests: the n-th question of llama.cpp whether to stop, from now, gets a yes (0: the next; negative: none)."""
+
+def abort_remaining() -> int:
+    """For tests: what is left of `abort_arm`'s count; negative after it fired or when unarmed."""

@@ -17,7 +17,7 @@ from lloyal.llama.status cimport check, check_process
 from lloyal.errors import Closed
 
 __all__ = [
-    "CheckpointBase", "budget", "estimate", "fault_arm", "fault_remaining", "live_bytes", "meta_bytes",
+    "CheckpointBase", "abort_arm", "abort_remaining", "budget", "estimate", "fault_arm", "fault_remaining", "live_bytes", "meta_bytes",
     "pool_idle_bytes", "reserve", "set_budget", "set_reserve", "trim",
 ]
 
@@ -302,3 +302,13 @@ def fault_arm(int64_t n) -> None:
 def fault_remaining() -> int:
     """For tests: what is left of `fault_arm`'s count; negative after it fired or when unarmed."""
     return cstate.fault_remaining()
+
+
+def abort_arm(int64_t n) -> None:
+    """For tests: the n-th question of llama.cpp whether to stop, from now, gets a yes (0: the next; negative: none)."""
+    core.abort_arm(n)
+
+
+def abort_remaining() -> int:
+    """For tests: what is left of `abort_arm`'s count; negative after it fired or when unarmed."""
+    return core.abort_remaining()

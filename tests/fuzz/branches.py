@@ -20,8 +20,10 @@ import itertools
 import math
 import random
 import struct
+import subprocess
 import sys
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -35,8 +37,8 @@ import numpy as np
 import lloyal
 from lloyal import BranchStore, Sampling
 from lloyal.branch import Branch, BranchCheckpoint
-from lloyal.errors import CacheFull, LloyalError, NoLease, OutOfDeviceMemory
-from lloyal.native.checkpoint import fault_arm
+from lloyal.errors import Aborted, CacheFull, DecodeFailed, InvalidBatch, LloyalError, NoLease, OutOfDeviceMemory
+from lloyal.native.checkpoint import abort_arm, fault_arm
 from tests.fuzz.state_config import MODELS, Config, loaded
 from tests.fuzz.state_oracle import Oracle
 from tests.models import N_VOCAB
@@ -194,6 +196,8 @@ class History:
         self.rng.shuffle(chosen)
         for branch in chosen[:some]:
             self.check_logits(branch)
+        if self.ctx.memory.seq_pos_max(0) < 0:
+            self.raw = 0  # a stopped computation may have cost it its state
         seats = {info["seat"] for b in self.twins if (info := b._info_native())["seq"] >= 0}
         seats |= {info["seat"] for k, _, _ in self.kept if (info := k._info_native())["seq"] >= 0}
         if self.store.available + len(seats) + self.raw != self.config.n_seq_max:
@@ -219,24 +223,29 @@ class History:
         self.log.append(what)
         self.counts[what.split("(")[0]] += 1
         before = {branch: self.look(branch) for branch in self.twins}
-        fault = self.rng.random() < 0.08
+        fault, stop = self.rng.random() < 0.08, self.rng.random() < 0.08
         if fault:
             fault_arm(self.rng.randrange(6))
             self.log.append("  with a fault")
+        if stop:
+            abort_arm(int(2 ** self.rng.uniform(0, 10)))
+            self.log.append("  stopped at some node")
         try:
             return run()
-        except (NoLease, CacheFull, OutOfDeviceMemory, lloyal.errors.DecodeFailed) as error:
-            if isinstance(error, (OutOfDeviceMemory, lloyal.errors.DecodeFailed)) and not fault:
+        except (Aborted, NoLease, CacheFull, InvalidBatch, OutOfDeviceMemory, DecodeFailed) as error:
+            if isinstance(error, (OutOfDeviceMemory, DecodeFailed)) and not fault and not stop:
                 raise
             self.log.append(f"  {type(error).__name__}: {error}")
             self.counts[type(error).__name__] += 1
             fault_arm(-1)
+            abort_arm(-1)
             for branch, looked in before.items():
                 if self.look(branch) != looked:
                     raise Wrong(f"{branch} changed though the call failed: {error}") from error
             return None
         finally:
             fault_arm(-1)
+            abort_arm(-1)
 
     def some(self, branches: list[Branch]) -> list[Branch]:
         return self.rng.sample(branches, self.rng.randint(1, len(branches))) if branches else []
@@ -524,9 +533,18 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--most", type=int, help="histories")
     parser.add_argument("--history", type=int, help="only this one")
+    parser.add_argument("--inside", action="store_true", help="in this process: its death is the end")
     arguments = parser.parse_args()
+    start = time.monotonic()
+    if not arguments.inside:
+        done = subprocess.run([sys.executable, "-P", __file__, *sys.argv[1:], "--inside"], check=False)
+        if done.returncode not in (0, 1):
+            print(f"# died with {done.returncode}, in the history that was named last")
+        if done.returncode:
+            print(f"# found after {time.monotonic() - start:.1f} s")
+        return int(done.returncode != 0)
     faulthandler.enable()
-    start, counts = time.monotonic(), Counter[str]()
+    counts = Counter[str]()
     numbers = itertools.count() if arguments.history is None else iter([arguments.history])
     for number in numbers:
         if time.monotonic() - start > arguments.seconds or number == arguments.most:
@@ -538,9 +556,9 @@ def main() -> int:
         except Exception as error:
             print("\n".join(history.log[-40:]))
             print(f"# wrong in history {number} of seed {arguments.seed}: {type(error).__name__}: {error}")
-            print(f"# {history.config} auto_park={history.auto_park}")
+            print(f"# {history.config} auto_park={history.auto_park}", flush=True)
             if not isinstance(error, Wrong):
-                raise
+                traceback.print_exc()
             return 1
         finally:
             counts += history.counts

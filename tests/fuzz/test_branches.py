@@ -1,4 +1,4 @@
-"""The short form of the branch fuzzer: some seeds that stay, and one of the day. In processes: a death is a finding too."""
+"""The short form of the branch fuzzer: seeds that stay, and one of the day. In processes: a death is a finding too."""
 
 from __future__ import annotations
 

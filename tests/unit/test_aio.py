@@ -17,7 +17,7 @@ from lloyal.aio import Engine, TextStream
 from lloyal.errors import Busy, CacheFull, Closed, InvalidArgument, InvalidGrammar, LloyalError
 from lloyal.kv import Tenancy
 from lloyal.sampling import Sampling
-from lloyal.scheduler import Scheduler, Text, unread_branch
+from lloyal.scheduler import Scheduler, Text
 from tests.models import tiny, tokens
 
 Make = Callable[..., lloyal.Context]
@@ -266,7 +266,7 @@ def test_a_long_prompt_lets_the_others_go_on(new_context: Make) -> None:
     ctx = new(new_context, n_ubatch=32, n_batch=64)
     scheduler = Scheduler(ctx)
     texts = [
-        Text(prompt, lambda prompt=prompt: unread_branch(scheduler.store, prompt, GREEDY), most, index=i)
+        Text(prompt, lambda prompt=prompt: scheduler.store.create(prompt, sampling=GREEDY, read=False), most, index=i)
         for i, (prompt, most) in enumerate([(tokens(3), 100), (tokens(321, 1), 2)])
     ]
     scheduler.add(texts[0])

@@ -2,6 +2,7 @@
 
 #include "state/checkpoint.hpp"
 
+#include "core/fault.hpp"
 #include "core/fence.hpp"
 #include "core/fork.hpp"
 #include "core/log.hpp"
@@ -38,7 +39,7 @@ int64_t coarse_time_us() {
 // llama.cpp calls this between graph nodes, on the thread that called decode.
 bool on_abort_check(void * data) {
     auto & box = *static_cast<ContextBox *>(data);
-    if (box.use.load(std::memory_order_relaxed) == Use::stopping || exiting()) {
+    if (box.use.load(std::memory_order_relaxed) == Use::stopping || exiting() || abort_now()) {
         return true;
     }
     if (box.poll) {
@@ -55,6 +56,14 @@ bool on_abort_check(void * data) {
 }
 
 } // namespace
+
+void abort_arm(int64_t n) {
+    abort_countdown.store(n);
+}
+
+int64_t abort_remaining() {
+    return abort_countdown.load();
+}
 
 LiveCounts & live_counts() {
     static LiveCounts counts;
