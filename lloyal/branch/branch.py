@@ -61,6 +61,7 @@ class Branch(native.BranchBase):
         "_seed",
         "_shows",
         "_steering",
+        "_steers",
         "fork_head",
         "name",
         "parent",
@@ -77,6 +78,7 @@ class Branch(native.BranchBase):
     _sampling: Sampling | None
     _seed: int | None  # in place of the sampling's
     _shows: bool  # the sampler sees other logits than its own
+    _steers: bool  # something is to be done before it picks
     _begin: int  # where the prompt ends and the generated text begins
     _first_at: int  # where the chain stands that a rewind begins with
 
@@ -88,6 +90,7 @@ class Branch(native.BranchBase):
         branch = cls.__new__(cls)
         branch.store, branch.parent = store, parent
         branch._children, branch._steering, branch._shows, branch._seed = None, None, False, None
+        branch._steers = False
         number = store._next_number()
         branch.name = str(number) if name is None else name
         return branch
@@ -142,6 +145,8 @@ class Branch(native.BranchBase):
         fork._sampling, fork._grammar = self._sampling, self._grammar
         fork._begin, fork._first_at = self._begin, self._first_at
         fork._seed = self._seed if seed < 0 else seed
+        if self._steers:
+            fork._note_steering()
         fork.fork_head = fork.position
         if self._children is None:
             self._children = {}
@@ -239,7 +244,8 @@ class Branch(native.BranchBase):
         InvalidArgument
             It has no sampler; grammar, biases and steering rule everything out.
         """
-        self._steer()
+        if self._steers:
+            self._steer()
         token: int = self._sample_native()
         return token
 
@@ -337,6 +343,7 @@ class Branch(native.BranchBase):
             grammars,
         )
         self._sampling, self._grammar, self._seed = sampling, grammar, None
+        self._note_steering()
 
     def _heard(self, sampling: Sampling, end: int) -> list[int]:
         """The tokens before a position that penalties count: the prompt, and what was accepted."""
@@ -390,43 +397,30 @@ class Branch(native.BranchBase):
         of the step, which then changes nothing. It runs before biases, grammar and samplers.
         """
         if steering is not None and not callable(steering):
-            numbers = {int(token): float(value) for token, value in steering.items()}
-            n_vocab = self.store.ctx.vocab.n_tokens
-            for token in numbers:
-                if not 0 <= token < n_vocab:
-                    raise InvalidArgument(f"token {token} is outside the vocabulary of {n_vocab}")
-
-            def add(logits: NDArray[np.float32]) -> None:
-                for token, value in numbers.items():
-                    logits[token] += value
-
-            steering = add
+            steering = rows.adder(steering, self.store.ctx.vocab.n_tokens)
         self._steering = steering
+        self._note_steering()
+
+    def _note_steering(self) -> None:
+        sampling = self._sampling
+        processed = sampling is not None and bool(sampling.logits_processors)
+        self._steers = self._steering is not None or self._shows or processed
 
     def _steer(self) -> None:
         """Let functions change what the next pick sees."""
         processors = self._sampling.logits_processors if self._sampling is not None else ()
-        if self._steering is None and not processors and not self._shows:
-            return
         import numpy
 
         if self._steering is None and not processors:
             self._set_row_native(numpy.empty(0, dtype=numpy.float32), True)
-            self._shows = False
+            self._shows = self._steers = False
             return
 
-        row = numpy.array(self.logits)
-        shape = row.shape
         tokens = self.tokens if processors else []
         changes: list[Callable[[Any], Any]] = [] if self._steering is None else [self._steering]
-        changes += [partial(processor, tokens) for processor in processors]
-        for change in changes:
-            changed = change(row)
-            row = row if changed is None else numpy.asarray(changed, dtype=numpy.float32)
-            if row.shape != shape:
-                raise InvalidArgument(f"steering must leave logits of shape {shape}, not {row.shape}")
-        self._set_row_native(numpy.ascontiguousarray(row, dtype=numpy.float32), True)
-        self._shows = True
+        row = rows.changed(self.logits, [*changes, *(partial(processor, tokens) for processor in processors)])
+        self._set_row_native(row, True)
+        self._shows = self._steers = True
 
     # What can be read
 
@@ -568,6 +562,7 @@ class Branch(native.BranchBase):
         self._assign_native(checkpoint)
         self._sampling, self._grammar, self._seed = checkpoint.sampling, checkpoint._grammar, None
         self._begin, self._first_at, self._shows = checkpoint._begin, checkpoint._first_at, False
+        self._note_steering()
 
     def park(self) -> None:
         """Give its sequence up; the rows wait in a checkpoint. `resume`, or going on, brings them back.

@@ -114,6 +114,7 @@ class BranchStore:
         branch._sampling, branch._grammar = sampling, rules
         branch._begin = branch._first_at = len(tokens)
         branch.fork_head = 0
+        branch._note_steering()
         branch._create_native(self.ctx, sampling.build(self.ctx.vocab, grammar=rules, history=tokens))
         if tokens and read:
             try:
@@ -149,10 +150,15 @@ class BranchStore:
         Releases the GIL, but for steering and logits processors, which are called before.
         """
         chosen = self.live if branches is None else list(branches)
-        for branch in chosen:
-            branch._steer()
-        if len(chosen) > 1:
-            _check_apart(chosen)
+        # One pass: it is the most that Python does for a token.
+        if self._closed or [b for b in chosen if type(b) is not Branch or b._steers or b.store is not self]:
+            self._check(chosen)
+            for branch in chosen:
+                if branch._steers:
+                    branch._steer()
+        if not self.auto_park:
+            return native.step(self.ctx, chosen)
+        _check_apart(chosen)
         made: list[int] = []
         self._in_groups(chosen, lambda group: made.extend(native.step(self.ctx, group)))
         return made
@@ -188,11 +194,7 @@ class BranchStore:
 
     def _in_groups(self, branches: list[Branch], run: Callable[[list[Branch]], object]) -> None:
         """`run` for all of them, or for as many at once as there is room for; all or nothing."""
-        self._check_open()
-        for i, branch in enumerate(branches):
-            if getattr(branch, "store", self) is not self:
-                what = "store" if branch.store.ctx is self.ctx else "context"
-                raise InvalidArgument(f"the branch at index {i} ({branch.name}) belongs to another {what}")
+        self._check(branches)
         if not self.auto_park:
             run(branches)
             return
@@ -310,6 +312,19 @@ class BranchStore:
         for root in self.roots:
             root.prune_subtree()
         self._closed = True
+
+    def _check(self, branches: list[Branch]) -> None:
+        self._check_open()
+        try:
+            foreign = [branch for branch in branches if branch.store is not self]
+        except AttributeError:
+            if all(isinstance(branch, Branch) for branch in branches):
+                raise Closed("a branch was not made by a store") from None
+            raise
+        for branch in foreign:
+            what = "store" if branch.store.ctx is self.ctx else "context"
+            i = branches.index(branch)
+            raise InvalidArgument(f"the branch at index {i} ({branch.name}) belongs to another {what}")
 
     def _check_open(self) -> None:
         if self._closed:

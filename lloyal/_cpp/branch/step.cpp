@@ -16,7 +16,8 @@ namespace {
 // What one branch reads, and the logits it gets.
 struct Part {
     BranchBox * branch;
-    const std::vector<llama_token> * tokens;
+    const llama_token * tokens;
+    size_t n;
     std::shared_ptr<Row> row;
 };
 
@@ -34,6 +35,13 @@ Status check_apart(std::vector<const BranchBox *> branches) {
                : Status(Code::invalid_argument, "a branch is named twice: it can take one step at a time");
 }
 
+// One for all steps of a thread: it keeps the room it has.
+Batch & scratch_batch() {
+    static thread_local Batch batch;
+    batch.clear();
+    return batch;
+}
+
 // Batches of at most `n_batch` tokens, each full but the last.
 class Packing {
   public:
@@ -41,8 +49,7 @@ class Packing {
         std::iota(order_.begin(), order_.end(), size_t(0));
         if (box.map.has_state()) {
             // Sequences of one length are computed together, others one after another.
-            std::stable_sort(order_.begin(), order_.end(),
-                             [&](size_t a, size_t b) { return parts[a].tokens->size() < parts[b].tokens->size(); });
+            std::stable_sort(order_.begin(), order_.end(), [&](size_t a, size_t b) { return parts[a].n < parts[b].n; });
         }
     }
 
@@ -51,7 +58,7 @@ class Packing {
         const size_t most_outputs = box_.ptr->get_cparams().n_outputs_max;
         for (const size_t i : order_) {
             Part & part = parts_[i];
-            const size_t n = part.tokens->size();
+            const size_t n = part.n;
             for (size_t begin = 0; begin < n;) {
                 if (batch_.size() == n_batch || last_.size() == most_outputs) {
                     if (Status status = flush(); !status.ok()) {
@@ -59,7 +66,7 @@ class Packing {
                     }
                 }
                 const size_t end = std::min(n, begin + n_batch - batch_.size());
-                batch_.extend(part.tokens->data() + begin, end - begin, part.branch->position() + Pos(begin),
+                batch_.extend(part.tokens + begin, end - begin, part.branch->position() + Pos(begin),
                               part.branch->seat->seq, false, end == n);
                 if (end == n) {
                     last_.push_back({i, int32_t(batch_.size()) - 1});
@@ -88,7 +95,7 @@ class Packing {
     ContextBox & box_;
     std::vector<Part> & parts_;
     std::vector<size_t> order_;
-    Batch batch_;
+    Batch & batch_ = scratch_batch();
     std::vector<std::pair<size_t, int32_t>> last_; // part, and the place of its last token in the batch
 };
 
@@ -103,7 +110,7 @@ Status read_parts(ContextBox & box, std::vector<Part> & parts) {
     for (Part & part : parts) { // nothing is left to fail for want of memory once rows are written
         part.row = part.branch->spare_row.use_count() == 1 ? std::move(part.branch->spare_row)
                                                            : std::make_shared<Row>(n_logits(box));
-        tokens_to_change(*part.branch, part.tokens->size());
+        tokens_to_change(*part.branch, part.n);
     }
     Status status = Packing(box, parts).run();
     for (Part & part : parts) {
@@ -122,9 +129,9 @@ Status read_parts(ContextBox & box, std::vector<Part> & parts) {
 // Now nothing fails any more.
 void publish(Part & part, bool accept, const Token * record) noexcept {
     BranchBox & branch = *part.branch;
-    for (size_t k = 0; k < part.tokens->size(); ++k) {
+    for (size_t k = 0; k < part.n; ++k) {
         Token token;
-        token.id = (*part.tokens)[k];
+        token.id = part.tokens[k];
         if (k == 0 && record) {
             token = *record;
         } else {
@@ -174,7 +181,7 @@ Status branches_read(ContextBox & box, const std::vector<Reading> & readings, bo
             if (readings[i].tokens.empty()) {
                 continue;
             }
-            parts.push_back({&branch, &readings[i].tokens, nullptr});
+            parts.push_back({&branch, readings[i].tokens.data(), readings[i].tokens.size(), nullptr});
             records.emplace_back();
             samplers.emplace_back();
             const bool passed = branch.accepted && branch.accepted->id == readings[i].tokens[0];
@@ -217,7 +224,7 @@ Status branches_step(ContextBox & box, const std::vector<BranchHandle> & branche
         std::vector<SamplerHandle> samplers(n);
         std::vector<Picked> picked(n);
         std::vector<Token> records(n);
-        std::vector<std::vector<llama_token>> tokens(n);
+        std::vector<llama_token> made(n);
         std::vector<Part> parts;
         std::vector<size_t> reads; // index of each part
         for (size_t i = 0; i < n; ++i) {
@@ -242,8 +249,8 @@ Status branches_step(ContextBox & box, const std::vector<BranchHandle> & branche
             }
             if (status.ok() && !llama_vocab_is_eog(vocab, picked[i].token)) {
                 status = sampler_accept(*samplers[i], picked[i].token);
-                tokens[i].push_back(picked[i].token);
-                parts.push_back({&branch, &tokens[i], nullptr});
+                made[i] = picked[i].token;
+                parts.push_back({&branch, &made[i], 1, nullptr});
                 reads.push_back(i);
             }
             if (!status.ok()) {
@@ -254,7 +261,6 @@ Status branches_step(ContextBox & box, const std::vector<BranchHandle> & branche
             records[i] = accepted_token(*branches[i], picked[i].token);
             records[i].probability = picked[i].probability;
         }
-        std::vector<llama_token> made(n);
         if (Status status = read_parts(box, parts); !status.ok()) {
             return status;
         }
@@ -263,8 +269,8 @@ Status branches_step(ContextBox & box, const std::vector<BranchHandle> & branche
         }
         for (size_t i = 0; i < n; ++i) {
             sampler_changed(*branches[i], std::move(samplers[i]));
-            made[i] = picked[i].token;
-            if (tokens[i].empty()) {
+            if (llama_vocab_is_eog(vocab, picked[i].token)) {
+                made[i] = picked[i].token;
                 branches[i]->picked = picked[i];
                 branches[i]->ended = true;
             }
