@@ -208,6 +208,7 @@ class Branch(native.BranchBase):
         if self.parent is not None and self.parent._children is not None:
             self.parent._children.pop(self, None)
         self.store._roots.pop(self, None)
+        self.store._seated.pop(self, None)
         self.parent = None
 
     def __enter__(self) -> Self:

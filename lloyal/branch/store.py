@@ -60,6 +60,7 @@ class BranchStore:
         self.auto_park = auto_park
         self.park_where = park_where
         self._roots: dict[Branch, None] = {}
+        self._seated: dict[Branch, None] = {}  # whose rows may be in a sequence
         self._numbers = count()
         self._closed = False
 
@@ -216,14 +217,20 @@ class BranchStore:
 
     def _seat(self, branches: list[Branch]) -> int:
         """Find sequences for as many as possible from the first on, and say for how many."""
-        for i in native.unseated(self.ctx, branches):
+        group = branches[: self.ctx.n_seq_max]
+        done = 0
+        while todo := native.unseated(
+            self.ctx, group[done:]
+        ):  # again each time: the next may have been parked for this one
+            i = done + todo[0]
             try:
-                self._with_room(branches[: i + 1], branches[i]._seat_native)
+                self._with_room(group[: i + 1], group[i]._seat_native)
             except (NoLease, CacheFull):
                 if i == 0:
                     raise
                 return i
-        return len(branches)
+            done = i + 1
+        return len(group)
 
     def _with_room(self, keep: Sequence[Branch], run: Callable[[], object]) -> None:
         """`run`; where it finds no sequence or no cells, others are parked and it runs again."""
@@ -236,16 +243,22 @@ class BranchStore:
                     raise
 
     def _park_one(self, keep: Sequence[Branch]) -> bool:
+        """Park the seat that was used least lately, but none that is of one to `keep` alone."""
+        self._seated.update(dict.fromkeys(keep))
         kept = {info["seat"] for info in (branch._info_native() for branch in keep) if info["own"]}
-        oldest: tuple[int, Branch] | None = None
-        for branch in self.branches:
-            info = branch._info_native()
-            if info["seq"] >= 0 and info["seat"] not in kept and (oldest is None or info["used_at"] < oldest[0]):
-                oldest = info["used_at"], branch
-        if oldest is None:
-            return False
-        self.park(oldest[1])
-        return True
+        # Those that have been seated, and if they hold nothing to give up all: forks of what was pruned hold seats too.
+        for several in (list(self._seated), self.branches):
+            oldest: tuple[int, Branch] | None = None
+            for branch in several:
+                info = {} if branch.pruned else branch._info_native()
+                if info.get("seq", -1) < 0:
+                    self._seated.pop(branch, None)
+                elif info["seat"] not in kept and (oldest is None or info["used_at"] < oldest[0]):
+                    oldest = info["used_at"], branch
+            if oldest is not None:
+                self.park(oldest[1])
+                return True
+        return False
 
     def park(self, branch: Branch) -> None:
         """Give a branch's sequence up; see `Branch.park`. With no room on the device the rows wait on the host."""
@@ -302,6 +315,7 @@ class BranchStore:
         winner._children = None
         winner.fork_head = 0
         self._roots = {winner: None}
+        self._seated.clear()
 
     def tree(self) -> Tree:
         """The branches as a picture: print it, or let a notebook show it."""
@@ -311,6 +325,7 @@ class BranchStore:
         """Prune everything. May be called twice."""
         for root in self.roots:
             root.prune_subtree()
+        self._seated.clear()
         self._closed = True
 
     def _check(self, branches: list[Branch]) -> None:

@@ -236,6 +236,10 @@ class History:
             if isinstance(error, (OutOfDeviceMemory, DecodeFailed)) and not fault and not stop:
                 raise
             self.log.append(f"  {type(error).__name__}: {error}")
+            if isinstance(error, NoLease) and self.auto_park and not fault:
+                held = {info["seat"] for k, _, _ in self.kept if (info := k._info_native())["seq"] >= 0}
+                if len(held) + self.raw < self.config.n_seq_max:
+                    raise Wrong(f"no sequence though others could be parked: {error}") from error
             self.counts[type(error).__name__] += 1
             fault_arm(-1)
             abort_arm(-1)
