@@ -58,29 +58,42 @@ def context(model: lloyal.Model, n_seq_max: int, n_ctx: int = N_CTX) -> lloyal.C
 
 
 def steps(model: lloyal.Model, path: Path, library: Library, options: Any) -> dict[str, Any]:
+    """Every measurement in a context of its own: which pages a cache gets is worth 20 %, for as long as it lives."""
     prompt = model.vocab.tokenize('def fibonacci(n):\n    """Return the n-th number."""\n')
     found = {}
     for n in options.branches:
         with context(model, n + 1) as ctx:
-            twin = library.open(path, n_ctx=N_CTX, n_seq_max=n + 1, flash_attn=bool(ctx.flash_attn))
-            sides: dict[str, Callable[[], float]] = {
-                "none, c++": lambda n=n, twin=twin: twin.branches(prompt, n, options.tokens, "none")[0],
-                "greedy, c++": lambda n=n, twin=twin: twin.branches(prompt, n, options.tokens, "greedy")[0],
-                "chain, c++": lambda n=n, twin=twin: twin.branches(prompt, n, options.tokens, "chain")[0],
-                "greedy": lambda n=n, ctx=ctx: stepped(ctx, prompt, n, options.tokens, GREEDY, library.clock)[0],
-                "chain": lambda n=n, ctx=ctx: stepped(ctx, prompt, n, options.tokens, CHAIN, library.clock)[0],
-            }
-            timings = alternate(sides, options.rounds)
-            mine = stepped(ctx, prompt, n, options.tokens, GREEDY, library.clock)[1]
-            same = mine == twin.branches(prompt, n, options.tokens, "greedy")[1]
-            twin.close()
-            found[n] = {
-                "same_tokens": same,
-                "tokens_per_second": {name: n * options.tokens / t.median for name, t in timings.items()},
-                "greedy / none, c++": ratio(timings["none, c++"], timings["greedy"]).as_json(),
-                "greedy / greedy, c++": ratio(timings["greedy, c++"], timings["greedy"]).as_json(),
-                "chain / chain, c++": ratio(timings["chain, c++"], timings["chain"]).as_json(),
-            }
+            flash_attn = bool(ctx.flash_attn)
+
+        def twin(picking: str, n: int = n, flash_attn: bool = flash_attn) -> tuple[float, list[list[int]]]:
+            opened = library.open(path, n_ctx=N_CTX, n_seq_max=n + 1, flash_attn=flash_attn)
+            opened.branches(prompt, n, 2, picking)  # pages are there, and threads
+            measured = opened.branches(prompt, n, options.tokens, picking)
+            opened.close()
+            return measured
+
+        def ours(sampling: Sampling, n: int = n) -> tuple[float, list[list[int]]]:
+            with context(model, n + 1) as ctx:
+                stepped(ctx, prompt, n, 2, sampling, library.clock)
+                return stepped(ctx, prompt, n, options.tokens, sampling, library.clock)
+
+        timings = alternate(
+            {
+                "none, c++": lambda twin=twin: twin("none")[0],
+                "greedy, c++": lambda twin=twin: twin("greedy")[0],
+                "chain, c++": lambda twin=twin: twin("chain")[0],
+                "greedy": lambda ours=ours: ours(GREEDY)[0],
+                "chain": lambda ours=ours: ours(CHAIN)[0],
+            },
+            options.rounds,
+        )
+        found[n] = {
+            "same_tokens": ours(GREEDY)[1] == twin("greedy")[1],
+            "tokens_per_second": {name: n * options.tokens / t.median for name, t in timings.items()},
+            "greedy / none, c++": ratio(timings["none, c++"], timings["greedy"]).as_json(),
+            "greedy / greedy, c++": ratio(timings["greedy, c++"], timings["greedy"]).as_json(),
+            "chain / chain, c++": ratio(timings["chain, c++"], timings["chain"]).as_json(),
+        }
     return found
 
 
