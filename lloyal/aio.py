@@ -6,12 +6,12 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, cast
 
 from lloyal.branch import Branch, BranchStore
-from lloyal.errors import Busy, Closed, InvalidArgument
+from lloyal.errors import Aborted, Busy, Closed, InvalidArgument
 from lloyal.prompt import as_chat, one_grammar, tokens_of
 from lloyal.sampling import Sampling, check_sampling
 from lloyal.scheduler import (
@@ -130,7 +130,7 @@ class Engine:
                 try:
                     with self._ctx.lock():
                         texts, tokens, over = scheduler.step()
-                except Busy:
+                except (Busy, Aborted):  # nothing is lost
                     time.sleep(BUSY_SECONDS)
                     continue
                 self._send(texts, tokens, over)
@@ -146,7 +146,13 @@ class Engine:
         """Everything that has come in; waits for something if there is nothing to do."""
         idle = scheduler.idle
         while idle or not self._inbox.empty():
-            mail, idle = self._inbox.get(), False
+            try:
+                mail, idle = self._inbox.get(timeout=1.0), False
+            except Empty:
+                if cast("asyncio.AbstractEventLoop", self._loop).is_closed():  # and nobody has closed the engine
+                    self._closing = True
+                    return
+                continue
             if mail is None:
                 continue
             client, begin = mail

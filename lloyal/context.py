@@ -98,7 +98,8 @@ class Context(llama.Context):
         """The context to oneself for a ``with`` block: who asks for it while another thread has it waits in a queue.
 
         It is for threads that all ask. A call without it takes no notice, and raises `Busy` while another thread is
-        inside, with the lock or not. A thread may take it again inside of its block. Ctrl-C works while waiting.
+        inside, with the lock or not. A thread may take it again inside of its block, so it does not keep the tasks of
+        one event loop apart, and must not be held over an ``await`` of `lloyal.aio`. Ctrl-C works while waiting.
 
         Parameters
         ----------

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from operator import index
 from threading import Lock
 from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakKeyDictionary
@@ -328,10 +329,10 @@ def clear_and_reseed(ctx: Context, sinks: Sequence[int], tail: Sequence[int], n_
     DecodeFailed
         The sequence does not end where it should, or llama.cpp failed.
     """
-    tokens = [*sinks, *tail]
+    tokens = [index(token) for token in (*sinks, *tail)]
     if not tokens:
         raise InvalidArgument("there are no tokens to reseed: give sinks, a tail, or both")
-    size = ctx.n_batch if n_batch is None else n_batch
+    size = ctx.n_batch if n_batch is None else index(n_batch)
     if not 1 <= size <= ctx.n_batch:
         raise InvalidArgument(f"n_batch={n_batch} must be from 1 to the context's {ctx.n_batch}")
     n_vocab = ctx.vocab.n_tokens

@@ -247,7 +247,7 @@ class Scheduler:
                     tokens += self.store.step([cast("Branch", text.branch)])
                 except CacheFull as error:
                     self._no_room(text, error)
-            except Busy:
+            except (Busy, Aborted):
                 time.sleep(BUSY_SECONDS)  # some have gone on already: there is no way back
                 continue
             except Exception as error:

@@ -39,7 +39,7 @@ cdef extern from "branch/branch.hpp" namespace "lloyal" nogil:
         const ContextHandle& ctx, BranchBox& branch, c.llama_token& out)
     Status branch_accept "lloyal::inside<lloyal::branch_accept>"(
         const ContextHandle& ctx, BranchBox& branch, c.llama_token token)
-    Status branch_rewind "lloyal::inside<lloyal::branch_rewind>"(const ContextHandle& ctx, BranchBox& branch, int32_t n, int32_t first_at)
+    Status branch_rewind "lloyal::computing<lloyal::branch_rewind>"(const ContextHandle& ctx, BranchBox& branch, int32_t n, int32_t first_at)
     Status branch_set_sampler "lloyal::inside<lloyal::branch_set_sampler>"(
         const ContextHandle& ctx, BranchBox& branch, const SamplerHandle& sampler, const SamplerHandle& first,
         bool generators, bool grammars)
@@ -68,6 +68,8 @@ cdef extern from "branch/branch.hpp" namespace "lloyal" nogil:
         const ContextHandle& ctx, const BranchBox& branch, BranchInfo& out)
     Status branch_tokens "lloyal::inside<lloyal::branch_tokens>"(
         const ContextHandle& ctx, const BranchBox& branch, size_t begin, vector[Token]& out)
+    Status branch_token_ids "lloyal::inside<lloyal::branch_token_ids>"(
+        const ContextHandle& ctx, const BranchBox& branch, size_t begin, vector[c.llama_token]& out)
     Status branch_row "lloyal::inside<lloyal::branch_row>"(
         const ContextHandle& ctx, const BranchBox& branch, RowHandle& out)
     Status branch_sampler_state "lloyal::inside<lloyal::branch_sampler_state>"(
@@ -76,8 +78,6 @@ cdef extern from "branch/branch.hpp" namespace "lloyal" nogil:
 cdef extern from "branch/seat.hpp" namespace "lloyal" nogil:
     Status branch_keep "lloyal::inside<lloyal::branch_keep>"(
         const ContextHandle& ctx, BranchBox& branch, Where where, BranchHandle& out)
-    Status branch_compute_logits "lloyal::computing<lloyal::branch_compute_logits>"(
-        const ContextHandle& ctx, BranchBox& branch)
     Status branch_seat "lloyal::computing<lloyal::branch_seat>"(const ContextHandle& ctx, BranchBox& branch)
     Status branches_unseated "lloyal::inside<lloyal::branches_unseated>"(
         const ContextHandle& ctx, const vector[BranchHandle]& branches, vector[size_t]& out)

@@ -10,13 +10,17 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import count
+from numbers import Integral
+from operator import index
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from lloyal.branch import rows
 from lloyal.branch.checkpoint import BranchCheckpoint
-from lloyal.errors import BranchHasChildren, Closed, InvalidArgument
+from lloyal.errors import BranchHasChildren, Busy, Closed, InvalidArgument
 from lloyal.llama import Sampler
+from lloyal.lock import patiently
 from lloyal.native import branch as native
 from lloyal.prompt import one_grammar
 from lloyal.sampling import Sampling, check_sampling
@@ -92,7 +96,7 @@ class Branch(native.BranchBase):
         branch._children, branch._steering, branch._shows, branch._seed = None, None, False, None
         branch._steers = False
         number = store._next_number()
-        branch.name = str(number) if name is None else name
+        branch.name = str(number if name is None else name)
         return branch
 
     @property
@@ -129,17 +133,21 @@ class Branch(native.BranchBase):
             The branch was pruned.
         """
         if n is None:
-            return self._fork(-1 if seed is None else _seed(seed), name)
+            fork = self._make_fork(-1 if seed is None else _seed(seed), name)
+            self._children = self._children or {}
+            self._children[fork] = None
+            return fork
         if n < 0:
             raise InvalidArgument(f"n={n} must not be negative")
         if seed is not None:
             _seed(seed + max(0, n - 1))  # before the first fork is made
-        return [
-            self._fork(-1 if seed is None else _seed(seed + i), None if name is None else f"{name}{i}")
-            for i in range(n)
+        forks = [
+            self._make_fork(-1 if seed is None else seed + i, None if name is None else f"{name}{i}") for i in range(n)
         ]
+        self._children = (self._children or {}) | dict.fromkeys(forks)  # all of them, or none
+        return forks
 
-    def _fork(self, seed: int, name: str | None) -> Branch:
+    def _make_fork(self, seed: int, name: str | None) -> Branch:
         fork = Branch._make(self.store, self, name)
         fork._fork_native(self, seed)
         fork._sampling, fork._grammar = self._sampling, self._grammar
@@ -148,9 +156,6 @@ class Branch(native.BranchBase):
         if self._steers:
             fork._note_steering()
         fork.fork_head = fork.position
-        if self._children is None:
-            self._children = {}
-        self._children[fork] = None
         return fork
 
     @property
@@ -229,11 +234,15 @@ class Branch(native.BranchBase):
         nothing, as `BranchStore.decode_scatter`.
         """
         beginning = self.position == 0
-        self.store.decode_scatter([(self, self.store._tokens(prompt, beginning=beginning))])
-        if beginning:  # as if it had been made with it
-            self._begin = self._first_at = self.position
-            if self.sampling is not None:
-                self._set_chain(self.sampling, self._grammar, generators=True, grammars=True)
+        tokens = self.store._tokens(prompt, beginning=beginning)
+        sampling = self.sampling
+        chain = None
+        if beginning and self._begin == 0 and sampling is not None:  # as if it had been made with it
+            chain = sampling.build(self.store.ctx.vocab, grammar=self._grammar, history=tokens)
+        self.store.decode_scatter([(self, tokens)])
+        if chain is not None:
+            patiently(partial(self._set_sampler_native, chain, chain.clone(), True, True))
+            self._begin = self._first_at = len(tokens)
 
     def sample(self) -> int:
         """Pick the next token. Only the random generator moves, so it may be called again.
@@ -264,17 +273,17 @@ class Branch(native.BranchBase):
 
     def generate(self, max_tokens: int | None = None) -> Iterator[int]:
         """Tokens, each one read before it is given out, until the model ends the text; none if it has."""
-        if max_tokens is not None and max_tokens < 1:
-            raise InvalidArgument(f"max_tokens={max_tokens} must be from 1, or None for no limit")
+        if max_tokens is not None and (not isinstance(max_tokens, Integral) or max_tokens < 1):
+            raise InvalidArgument(f"max_tokens={max_tokens!r} must be an integer from 1, or None for no limit")
         return self._generate(max_tokens)
 
     def _generate(self, max_tokens: int | None) -> Iterator[int]:
-        n = 0
-        while not self.ended and (max_tokens is None or n < max_tokens):
+        if self.ended:
+            return
+        for _ in count() if max_tokens is None else range(max_tokens):
             token = self.step()
-            if self.ended:
+            if self.store.ctx.vocab.is_eog(token):
                 return
-            n += 1
             yield token
 
     def stream(self, max_tokens: int | None = None, stop: str | Iterable[str] = ()) -> Iterator[str]:
@@ -306,19 +315,13 @@ class Branch(native.BranchBase):
         """
         if n == 0:
             return
-        before = native.BranchBase()
-        before._note_native(self)
-        self._rewind_native(n, self._first_at)
-        try:
-            self.store._with_room([self], self._compute_logits_native)
-        except BaseException:
-            self._assign_native(before)
-            raise
-        self._begin = min(self._begin, self.position)
-        if self.position < self._first_at:  # what is left knew tokens that are gone
-            self._first_at = self.position
+        position = self.position - n
+        self.store._with_room([self], partial(self._rewind_native, n, self._first_at))
+        self.fork_head, self._begin = min(self.fork_head, position), min(self._begin, position)
+        if position < self._first_at:  # what is left knew tokens that are gone
+            self._first_at = position
             if self.sampling is not None:
-                self._set_chain(self.sampling, self._grammar, generators=True, grammars=False)
+                patiently(partial(self._set_chain, self.sampling, self._grammar, generators=True, grammars=False))
 
     # How it picks
 
@@ -403,9 +406,8 @@ class Branch(native.BranchBase):
         self._note_steering()
 
     def _note_steering(self) -> None:
-        sampling = self._sampling
-        processed = sampling is not None and bool(sampling.logits_processors)
-        self._steers = self._steering is not None or self._shows or processed
+        processors = self._sampling.logits_processors if self._sampling is not None else ()
+        self._steers = self._steering is not None or self._shows or bool(processors)
 
     def _steer(self) -> None:
         """Let functions change what the next pick sees."""
@@ -419,7 +421,10 @@ class Branch(native.BranchBase):
 
         tokens = self.tokens if processors else []
         changes: list[Callable[[Any], Any]] = [] if self._steering is None else [self._steering]
+        position = self.position
         row = rows.changed(self.logits, [*changes, *(partial(processor, tokens) for processor in processors)])
+        if self.position != position:
+            raise InvalidArgument(f"steering has changed branch {self.name} itself: its logits are others now")
         self._set_row_native(row, True)
         self._shows = self._steers = True
 
@@ -460,6 +465,7 @@ class Branch(native.BranchBase):
 
     def is_legal(self, token: int) -> bool:
         """Whether grammar and biases allow it next."""
+        token = index(token)
         if not 0 <= token < self.store.ctx.vocab.n_tokens:
             return False
         return bool(self.legal_logits()[token] > -math.inf)
@@ -478,12 +484,12 @@ class Branch(native.BranchBase):
     @property
     def tokens(self) -> list[int]:
         """All tokens that were read, the prompt's first."""
-        return [token for token, *_ in self._tokens_native()]
+        return self._token_ids_native()
 
     @property
     def generated(self) -> list[int]:
         """The tokens behind the prompt."""
-        return [token for token, *_ in self._tokens_native(self._begin)]
+        return self._token_ids_native(self._begin)
 
     @property
     def log_probs(self) -> list[float]:
@@ -500,13 +506,13 @@ class Branch(native.BranchBase):
     def perplexity(self) -> float:
         """Of the accepted tokens, by the model; infinite without any."""
         info = self._info_native()
-        return _perplexity(info["nll"], info["n"])
+        return rows.perplexity(info["nll"], info["n"])
 
     @property
     def sampling_perplexity(self) -> float:
         """Of the tokens it picked itself, among what the samplers had left to choose from; infinite without any."""
         info = self._info_native()
-        return _perplexity(info["sampling_nll"], info["sampling_n"])
+        return rows.perplexity(info["sampling_nll"], info["sampling_n"])
 
     @property
     def picked_probability(self) -> float:
@@ -560,9 +566,11 @@ class Branch(native.BranchBase):
         """
         if not isinstance(checkpoint, BranchCheckpoint):
             raise TypeError(f"{checkpoint!r} is no BranchCheckpoint: Branch.checkpoint makes one")
+        position = checkpoint.position
         self._assign_native(checkpoint)
         self._sampling, self._grammar, self._seed = checkpoint.sampling, checkpoint._grammar, None
         self._begin, self._first_at, self._shows = checkpoint._begin, checkpoint._first_at, False
+        self.fork_head = min(self.fork_head, position)
         self._note_steering()
 
     def park(self) -> None:
@@ -579,15 +587,11 @@ class Branch(native.BranchBase):
     def __repr__(self) -> str:
         if self.pruned:
             return f"<Branch {self.name}, pruned>"
-        ended = ", ended" if self.ended else ""
-        return f"<Branch {self.name}: {self.position} tokens, {self.state}{ended}>"
-
-
-def _perplexity(nll: float, n: int) -> float:
-    try:
-        return math.exp(nll / n) if n else math.inf
-    except OverflowError:
-        return math.inf
+        try:
+            ended = ", ended" if self.ended else ""
+            return f"<Branch {self.name}: {self.position} tokens, {self.state}{ended}>"
+        except Busy:
+            return f"<Branch {self.name}, busy>"
 
 
 def _seed(seed: int) -> int:

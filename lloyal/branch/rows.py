@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["adder", "changed", "entropy", "log_softmax", "top"]
+__all__ = ["adder", "changed", "entropy", "log_softmax", "perplexity", "top"]
 
 
 def log_softmax(row: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -71,3 +71,11 @@ def changed(row: NDArray[np.float32], changes: Sequence[Callable[[Any], Any]]) -
         if row.shape != shape:
             raise InvalidArgument(f"steering must leave logits of shape {shape}, not {row.shape}")
     return row
+
+
+def perplexity(nll: float, n: int) -> float:
+    """Of `n` tokens with so many nats together; infinite for none, and for what no float64 holds."""
+    try:
+        return math.exp(nll / n) if n else math.inf
+    except OverflowError:
+        return math.inf

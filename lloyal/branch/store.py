@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import count
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Never
 
 from lloyal.branch.branch import Branch
 from lloyal.branch.tree import Tree
-from lloyal.errors import CacheFull, Closed, InvalidArgument, NoLease, OutOfDeviceMemory
+from lloyal.errors import Busy, CacheFull, Closed, InvalidArgument, NoLease, OutOfDeviceMemory
 from lloyal.kv import Tenancy
 from lloyal.llama import Sampler
 from lloyal.llama.params import unknown_parameter
+from lloyal.lock import patiently
 from lloyal.native import branch as native
 from lloyal.native.memory import cells
 from lloyal.prompt import as_chat, one_grammar, tokens_of
@@ -37,8 +39,8 @@ class KvPressure(NamedTuple):
 class BranchStore:
     """The branches of a context. Closing it, or leaving its ``with`` block, prunes them all.
 
-    Every call that computes is all or nothing: when it raises, each branch has the tokens, logits, sampler, grammar and
-    numbers it had before.
+    Every call that computes is for all of its branches or for none: when it raises an error of ours, each branch has
+    the tokens, logits, sampler, grammar and numbers it had before. Ctrl-C may come out when all has been done.
 
     Parameters
     ----------
@@ -212,7 +214,7 @@ class BranchStore:
                 self._with_room(group, lambda group=group: run(group))  # type: ignore[misc]
         except BaseException:
             for branch, before in undo:
-                branch._assign_native(before)
+                patiently(partial(branch._assign_native, before))
             raise
 
     def _seat(self, branches: list[Branch]) -> int:
@@ -229,6 +231,7 @@ class BranchStore:
                 if i == 0:
                     raise
                 return i
+            self._seated[group[i]] = None
             done = i + 1
         return len(group)
 
@@ -262,6 +265,7 @@ class BranchStore:
 
     def park(self, branch: Branch) -> None:
         """Give a branch's sequence up; see `Branch.park`. With no room on the device the rows wait on the host."""
+        self._check([branch])
         try:
             branch._park_native(self.park_where == "host")
         except OutOfDeviceMemory:
@@ -305,6 +309,8 @@ class BranchStore:
 
     def retain_only(self, winner: Branch) -> None:
         """Prune every branch but one, which becomes a root."""
+        if not isinstance(winner, Branch):
+            raise TypeError(f"{winner!r} is no Branch")
         if winner.pruned or winner.store is not self:
             raise Closed("the winner was pruned" if winner.pruned else "the winner belongs to another store")
         others = [branch for branch in self.branches if branch is not winner]
@@ -330,12 +336,12 @@ class BranchStore:
 
     def _check(self, branches: list[Branch]) -> None:
         self._check_open()
-        try:
-            foreign = [branch for branch in branches if branch.store is not self]
-        except AttributeError:
-            if all(isinstance(branch, Branch) for branch in branches):
-                raise Closed("a branch was not made by a store") from None
-            raise
+        for branch in branches:
+            if not isinstance(branch, Branch):
+                raise TypeError(f"{branch!r} is no Branch")
+            if not hasattr(branch, "store"):
+                raise Closed("a branch was not made by a store")
+        foreign = [branch for branch in branches if branch.store is not self]
         for branch in foreign:
             what = "store" if branch.store.ctx is self.ctx else "context"
             i = branches.index(branch)
@@ -357,7 +363,10 @@ class BranchStore:
         return sum(1 for _ in self.branches)
 
     def __repr__(self) -> str:
-        room = "closed" if self._closed or self.ctx.closed else f"{self.available} sequences available"
+        try:
+            room = "closed" if self._closed or self.ctx.closed else f"{self.available} sequences available"
+        except Busy:
+            room = "busy"
         return f"<BranchStore: {len(self)} branches, {room}>"
 
 

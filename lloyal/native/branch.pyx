@@ -159,14 +159,6 @@ cdef class BranchBase:
             status = cbranch.branch_accept(handle.get().context, handle.get()[0], accepted)
         check(status)
 
-    def _compute_logits_native(self) -> None:
-        cdef cbranch.BranchHandle handle = self.pin()
-        cdef core.Status status
-        with nogil:
-            status = cbranch.branch_compute_logits(handle.get().context, handle.get()[0])
-        raise_signal()
-        check(status)
-
     def _rewind_native(self, n: int, first_at: int) -> None:
         cdef cbranch.BranchHandle handle = self.pin()
         cdef core.Status status
@@ -174,6 +166,7 @@ cdef class BranchBase:
         cdef int32_t first = as_int32(first_at, "first_at")
         with nogil:
             status = cbranch.branch_rewind(handle.get().context, handle.get()[0], count, first)
+        raise_signal()
         check(status)
 
     def _set_sampler_native(self, Sampler sampler not None, Sampler first not None, bint generators,
@@ -257,6 +250,16 @@ cdef class BranchBase:
             status = cbranch.branch_tokens(handle.get().context, handle.get()[0], first, tokens)
         check(status)
         return [(token.id, token.accepted, token.probability, token.log_prob) for token in tokens]
+
+    def _token_ids_native(self, begin: int = 0) -> list[int]:
+        cdef size_t first = as_integer(begin, "begin", 0, UINT32_MAX)
+        cdef cbranch.BranchHandle handle = self.pin()
+        cdef vector[c.llama_token] tokens
+        cdef core.Status status
+        with nogil:
+            status = cbranch.branch_token_ids(handle.get().context, handle.get()[0], first, tokens)
+        check(status)
+        return tokens
 
     def _sampler_state_native(self) -> bytes:
         cdef cbranch.BranchHandle handle = self.pin()

@@ -211,6 +211,8 @@ Status branch_rewind(ContextBox & box, BranchBox & branch, int32_t n, int32_t fi
         if (n == 0) {
             return {};
         }
+        BranchBox before(branch.context);
+        before.be(branch);
         const std::shared_ptr<Tokens> rest = std::make_shared<Tokens>(branch.tokens->begin(), branch.tokens->end() - n);
         if (branch.sampler && !branch.sampler->greedy) {
             auto again = std::make_shared<SamplerBox>(clone_native(branch.first->ptr), branch.first->models);
@@ -233,7 +235,11 @@ Status branch_rewind(ContextBox & box, BranchBox & branch, int32_t n, int32_t fi
         branch.ended = false;
         branch.model = surprise_of(*rest, false);
         branch.sampling = surprise_of(*rest, true);
-        return {};
+        Status status = branch_compute_logits(box, branch);
+        if (!status.ok()) {
+            branch.be(before);
+        }
+        return status;
     });
 }
 
@@ -285,7 +291,9 @@ Status branch_set_row(ContextBox & box, BranchBox & branch, const float * row, s
         }
         branch.shown.reset();
         (show ? branch.shown : branch.row) = std::make_shared<const Row>(row, row + n);
-        branch.picked = {};
+        if (!show) {
+            branch.picked = {};
+        }
         return {};
     });
 }
@@ -355,6 +363,17 @@ Status branch_info(ContextBox & box, const BranchBox & branch, BranchInfo & out)
 Status branch_tokens(ContextBox & box, const BranchBox & branch, size_t begin, Tokens & out) noexcept {
     return for_branch(box, branch, [&]() -> Status {
         out.assign(branch.tokens->begin() + ptrdiff_t(std::min(begin, branch.tokens->size())), branch.tokens->end());
+        return {};
+    });
+}
+
+Status branch_token_ids(ContextBox & box, const BranchBox & branch, size_t begin,
+                        std::vector<llama_token> & out) noexcept {
+    return for_branch(box, branch, [&]() -> Status {
+        out.clear();
+        for (size_t i = begin; i < branch.tokens->size(); ++i) {
+            out.push_back((*branch.tokens)[i].id);
+        }
         return {};
     });
 }

@@ -74,7 +74,7 @@ Status branch_assign(ContextBox & box, BranchBox & to, const BranchBox & from) n
 Status branch_sample(ContextBox & box, BranchBox & branch, llama_token & out) noexcept;
 // A token through its sampler and into its numbers, before it is read.
 Status branch_accept(ContextBox & box, BranchBox & branch, llama_token token) noexcept;
-// Take the last `n` tokens back; there are no logits then (branch_compute_logits). `first` has heard those before `first_at`.
+// Take the last `n` tokens back and compute the logits behind what is left. `first` has heard the tokens before `first_at`.
 Status branch_rewind(ContextBox & box, BranchBox & branch, int32_t n, int32_t first_at) noexcept;
 
 // A sampler in place of the one it has, which has heard the same tokens, and the same as it was at an earlier one. The random
@@ -106,6 +106,8 @@ struct BranchInfo {
 };
 Status branch_info(ContextBox & box, const BranchBox & branch, BranchInfo & out) noexcept;
 Status branch_tokens(ContextBox & box, const BranchBox & branch, size_t begin, Tokens & out) noexcept;
+Status branch_token_ids(ContextBox & box, const BranchBox & branch, size_t begin,
+                        std::vector<llama_token> & out) noexcept;
 Status branch_row(ContextBox & box, const BranchBox & branch, std::shared_ptr<const Row> & out) noexcept;
 Status branch_sampler_state(ContextBox & box, const BranchBox & branch, std::vector<uint8_t> & out) noexcept;
 

@@ -75,6 +75,7 @@ Status share_rows(ContextBox & box, const Seat & from, Seat & to, Pos n) {
         status = status.code == Code::unsupported ? Status() : status;
     } else if (from.parked) {
         status = checkpoint_restore(*from.parked, box, to.seq);
+        status = status.code == Code::stale_checkpoint ? Status() : status; // the budget took it
     }
     note_rows(box, to);
     return status;
@@ -139,7 +140,8 @@ Status seat_rows(ContextBox & box, BranchBox & branch, Pos n) {
             return status;
         }
         if (seat->parked) {
-            if (Status status = checkpoint_restore(*seat->parked, box, lease.get()); !status.ok()) {
+            Status status = checkpoint_restore(*seat->parked, box, lease.get());
+            if (!status.ok() && status.code != Code::stale_checkpoint) { // which the budget took: read again
                 return status;
             }
             seat->parked.reset();
@@ -222,6 +224,7 @@ Status branch_park(ContextBox & box, BranchBox & branch, Where where) noexcept {
             parked->pinned = true; // not for the budget to take away
             seat.parked = std::move(parked);
         }
+        branch.spare_row.reset();
         lease_release(box, std::exchange(seat.seq, -1));
         lease_settle(box);
         return {};

@@ -7,6 +7,7 @@
 #include "llama-context.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <numeric>
 
@@ -28,6 +29,11 @@ Status at(size_t i, Status status) {
     return status;
 }
 
+Status waits(const Token & accepted) {
+    return Status(Code::invalid_argument,
+                  text("token ", accepted.id, " was accepted and waits to be read: read it first"));
+}
+
 Status check_apart(std::vector<const BranchBox *> branches) {
     std::sort(branches.begin(), branches.end());
     return std::adjacent_find(branches.begin(), branches.end()) == branches.end()
@@ -35,12 +41,24 @@ Status check_apart(std::vector<const BranchBox *> branches) {
                : Status(Code::invalid_argument, "a branch is named twice: it can take one step at a time");
 }
 
-// One for all steps of a thread: it keeps the room it has.
-Batch & scratch_batch() {
-    static thread_local Batch batch;
-    batch.clear();
-    return batch;
-}
+// A batch that keeps the room it has from step to step. It is the thread's, but for the time of a step this one's alone: a
+// signal handler may step branches of another context meanwhile.
+class Scratch {
+  public:
+    Scratch() {
+        std::swap(batch, room());
+        batch.clear();
+    }
+    Scratch(const Scratch &) = delete;
+    ~Scratch() { std::swap(batch, room()); }
+    Batch batch;
+
+  private:
+    static Batch & room() {
+        static thread_local Batch kept;
+        return kept;
+    }
+};
 
 // Batches of at most `n_batch` tokens, each full but the last.
 class Packing {
@@ -56,16 +74,18 @@ class Packing {
     Status run() {
         const size_t n_batch = llama_n_batch(box_.ptr);
         const size_t most_outputs = box_.ptr->get_cparams().n_outputs_max;
+        const bool all_output = box_.ptr->get_cparams().embeddings;
+        const size_t most_tokens = all_output ? std::min(n_batch, most_outputs) : n_batch;
         for (const size_t i : order_) {
             Part & part = parts_[i];
             const size_t n = part.n;
             for (size_t begin = 0; begin < n;) {
-                if (batch_.size() == n_batch || last_.size() == most_outputs) {
+                if (batch_.size() == most_tokens || last_.size() == most_outputs) {
                     if (Status status = flush(); !status.ok()) {
                         return status;
                     }
                 }
-                const size_t end = std::min(n, begin + n_batch - batch_.size());
+                const size_t end = std::min(n, begin + most_tokens - batch_.size());
                 batch_.extend(part.tokens + begin, end - begin, part.branch->position() + Pos(begin),
                               part.branch->seat->seq, false, end == n);
                 if (end == n) {
@@ -95,7 +115,8 @@ class Packing {
     ContextBox & box_;
     std::vector<Part> & parts_;
     std::vector<size_t> order_;
-    Batch & batch_ = scratch_batch();
+    Scratch scratch_;
+    Batch & batch_ = scratch_.batch;
     std::vector<std::pair<size_t, int32_t>> last_; // part, and the place of its last token in the batch
 };
 
@@ -147,7 +168,8 @@ void publish(Part & part, bool accept, const Token * record) noexcept {
         }
         branch.tokens->push_back(token); // there is room for it
     }
-    if (branch.row.use_count() == 1) { // nobody looks at it any more
+    if (branch.row.use_count() == 1) {                       // nobody looks at it any more
+        std::atomic_thread_fence(std::memory_order_acquire); // nor does the thread that did last
         branch.spare_row = std::const_pointer_cast<Row>(branch.row);
     }
     branch.row = std::move(part.row);
@@ -185,6 +207,9 @@ Status branches_read(ContextBox & box, const std::vector<Reading> & readings, bo
             records.emplace_back();
             samplers.emplace_back();
             const bool passed = branch.accepted && branch.accepted->id == readings[i].tokens[0];
+            if (branch.accepted && !passed) {
+                return at(i, waits(*branch.accepted));
+            }
             if (passed) {
                 records.back() = branch.accepted;
             } else if (accept) {
@@ -238,6 +263,9 @@ Status branches_step(ContextBox & box, const std::vector<BranchHandle> & branche
             Status status = check_branch(box, branch);
             if (status.ok() && !branch.sampler) {
                 status = Status(Code::invalid_argument, "it has no sampler: set_sampling() first");
+            }
+            if (status.ok() && branch.accepted) {
+                status = waits(*branch.accepted);
             }
             if (status.ok() && branch.ended) {
                 status = Status(Code::invalid_argument,

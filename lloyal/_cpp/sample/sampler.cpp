@@ -197,11 +197,24 @@ Status pick(SamplerBox & box, llama_token_data_array array, Picked & out) {
     return {};
 }
 
-// Room for candidates: one array for all samplers that a thread uses.
-std::vector<llama_token_data> & candidates() {
-    static thread_local std::vector<llama_token_data> room;
-    return room;
-}
+// Room for candidates, kept by the thread. It is this one's alone while it is used: a grammar takes its time, and a signal
+// handler may sample elsewhere meanwhile.
+class Candidates {
+  public:
+    explicit Candidates(size_t n) {
+        std::swap(list, room());
+        list.resize(n);
+    }
+    Candidates(const Candidates &) = delete;
+    ~Candidates() { std::swap(list, room()); }
+    std::vector<llama_token_data> list;
+
+  private:
+    static std::vector<llama_token_data> & room() {
+        static thread_local std::vector<llama_token_data> kept;
+        return kept;
+    }
+};
 
 Status check_vocab(const SamplerBox & box, int32_t n_vocab) {
     return box.n_vocab == 0 || n_vocab <= box.n_vocab ? Status()
@@ -262,8 +275,8 @@ Status sample(SamplerBox & box, ContextBox & context, int32_t i, llama_token & o
                 return accept_token(box, out);
             }
             if (found.n > 0) {
-                std::vector<llama_token_data> & room = candidates();
-                room.resize(found.n);
+                Candidates candidates(found.n);
+                std::vector<llama_token_data> & room = candidates.list;
                 for (size_t k = 0; k < found.n; ++k) {
                     room[k] = {found.ids[k], found.logits[k], found.probs ? found.probs[k] : 0.0f};
                 }
@@ -309,17 +322,20 @@ Status pick_row(SamplerBox & box, const float * row, int32_t n_vocab, const std:
             out = {llama_token(best.index)};
             return {};
         }
-        std::vector<llama_token_data> & room = candidates();
-        room.resize(size_t(n_vocab));
+        Candidates candidates{size_t(n_vocab)};
+        std::vector<llama_token_data> & room = candidates.list;
         bool finite = true;
         for (int32_t token = 0; token < n_vocab; ++token) {
             room[size_t(token)] = {token, row[token], 0.0f};
             finite &= row[token] < INFINITY;
         }
         for (const llama_logit_bias & bias : biases) {
-            room[size_t(bias.token)].logit += bias.bias;
+            float & logit = room[size_t(bias.token)].logit;
+            logit += bias.bias;
+            finite &= logit < INFINITY;
         }
-        return finite ? pick(box, {room.data(), size_t(n_vocab), -1, false}, out) : not_finite("the logits");
+        return finite ? pick(box, {room.data(), size_t(n_vocab), -1, false}, out)
+                      : not_finite(biases.empty() ? "the logits" : "the logits, or the logits with their biases,");
     });
 }
 
@@ -331,8 +347,8 @@ Status sampler_rule_out(SamplerBox & box, std::vector<float> & row) noexcept {
         if (Status status = check_alive(box); !status.ok()) {
             return status;
         }
-        std::vector<llama_token_data> & room = candidates();
-        room.resize(row.size());
+        Candidates candidates(row.size());
+        std::vector<llama_token_data> & room = candidates.list;
         for (size_t token = 0; token < row.size(); ++token) {
             room[token] = {llama_token(token), row[token], 0.0f};
         }
