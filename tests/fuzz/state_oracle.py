@@ -130,6 +130,7 @@ class Slot:
         self.config = oracle.config
         self.ctx = oracle.config.oracle(oracle.model)
         self.recipe: Recipe = ()
+        self.chunk = 256  # tokens of a batch
         self.adapter = 0
         self.merged = False
 
@@ -141,6 +142,7 @@ class Slot:
     def go_to(self, recipe: Recipe, chunk: int = 256) -> None:
         if recipe[: len(self.recipe)] != self.recipe:
             self.clear()
+        self.chunk = chunk
         left = recipe[len(self.recipe) :]
         while left:
             n = next((i for i, step in enumerate(left) if not is_row(step)), len(left))
@@ -219,7 +221,7 @@ class Slot:
             memory.seq_rm(0, p0, -1)
             sources.append((self.state(), -1, p0))
         self.clear()
-        self.go_to(recipe)
+        self.go_to(recipe, self.chunk)
         if self.config.has_window and memory.seq_pos_max(0) >= p1:
             memory.seq_rm(0, p1, -1)
         sources.insert(0, (self.state(), p0, p1))
