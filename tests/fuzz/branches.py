@@ -287,7 +287,7 @@ class History:
             twin = self.twins[source].copy()
             if seed is not None:
                 sampling = dataclasses.replace(twin.sampling, seed=seed + i)
-                self.pending_seed[fork] = sampling
+                self.pending_seed[fork] = twin.sampling = sampling
             self.twins[fork] = twin
             if source in self.pending_seed and seed is None:
                 self.pending_seed[fork] = self.pending_seed[source]
