@@ -6,6 +6,7 @@ import dataclasses
 import heapq
 import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import TYPE_CHECKING
 
 from lloyal.branch.rows import log_softmax
@@ -71,7 +72,7 @@ def beam_search(
         Longest text, in tokens.
     length_penalty : float
         A text's score is its log-probability divided by ``length ** length_penalty``: 0 prefers short texts, 1 is the
-        mean of its tokens.
+        mean of its tokens. At most 10.
     grammar : str or Sampler, optional
         Rules in GBNF that every text follows; the probabilities are those among what they allow.
 
@@ -82,7 +83,7 @@ def beam_search(
     Raises
     ------
     InvalidArgument
-        `width` or `max_tokens` is not positive.
+        `width` or `max_tokens` is not positive; `length_penalty` is out of range.
     NoLease, CacheFull, Unsupported
         As `BranchStore.create`.
     """
@@ -90,6 +91,8 @@ def beam_search(
 
     if width < 1 or max_tokens < 1:
         raise InvalidArgument(f"width={width} and max_tokens={max_tokens} must be from 1")
+    if not isinstance(length_penalty, Real) or not 0 <= length_penalty <= 10:
+        raise InvalidArgument(f"length_penalty={length_penalty!r} must be a number from 0 to 10")
     vocab = ctx.vocab
 
     def score(log_prob: float, length: int) -> float:

@@ -328,3 +328,11 @@ def parameters_of_another_type(lab: Lab) -> None:
         with lab.refused(InvalidArgument, f"{name}={value!r}"):
             lloyal.Context(lab.model("llama"), **{name: value})
     lab.feed(lab.context(), (0, 0, tokens(5)))
+
+
+@case("83", "tensors split over host memory alone, without mmap", upstream="SIGSEGV", ours="Unsupported")
+def split_tensors_in_host_memory(lab: Lab) -> None:
+    for more in ({"use_mmap": False}, {"use_mmap": False, "use_mlock": True}):
+        with lab.refused(Unsupported, "use_mmap"):
+            lloyal.Model(tiny("llama"), devices=["CPU"], split_mode="tensor", **more)
+    lloyal.Model(tiny("llama"), devices=["CPU"], split_mode="tensor").close()

@@ -98,3 +98,9 @@ def test_a_longer_text_can_win_by_its_mean(model):
 def test_a_search_of_nothing_is_refused(model, bad):
     with context(model) as ctx, pytest.raises(lloyal.errors.InvalidArgument, match="from 1"):
         beam_search(ctx, [1], **bad)
+
+
+@pytest.mark.parametrize("bad", [-1, -math.inf, math.inf, math.nan, 10**400, "1", None])
+def test_a_length_penalty_is_a_number_in_range(model, bad):
+    with context(model) as ctx, pytest.raises(lloyal.errors.InvalidArgument, match="length_penalty"):
+        beam_search(ctx, [1], length_penalty=bad)

@@ -200,6 +200,20 @@ class Sample {
     }
 };
 
+// Split tensors have no address of their own, but over host memory alone they say that they lie in it; llama.cpp reads a
+// file right there, unless it maps it.
+Status check_split(const llama_model_params & params, const std::vector<ggml_backend_dev_t> & devices) {
+    const bool mapped = params.load_mode == LLAMA_LOAD_MODE_MMAP || params.load_mode == LLAMA_LOAD_MODE_MMAP_MLOCK;
+    const auto in_host_memory = [](ggml_backend_dev_t device) {
+        return device && ggml_backend_buft_is_host(ggml_backend_dev_buffer_type(device));
+    };
+    return params.split_mode == LLAMA_SPLIT_MODE_TENSOR && !mapped && !devices.empty() &&
+                   std::all_of(devices.begin(), devices.end(), in_host_memory)
+               ? Status(Code::unsupported, "split_mode=\"tensor\" over devices that compute in host memory needs "
+                                           "use_mmap=True")
+               : Status();
+}
+
 } // namespace
 
 Status check_file(const GgufFile & file, const llama_model_kv_override * overrides) {
@@ -250,6 +264,9 @@ Status model_load(const std::vector<std::string> & paths, llama_model_params par
                   bool choose_extra_bufts, ModelHandle & out) noexcept {
     return fenced(Input::file, Code::load_failed, [&]() -> Status {
         log_mark();
+        if (Status bad = check_split(params, devices); !bad.ok()) {
+            return bad;
+        }
         // The caller's own code.
         std::pair<llama_progress_callback, void *> progress(params.progress_callback,
                                                             params.progress_callback_user_data);
