@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self, cast
 
 from lloyal.branch import Branch, BranchStore
 from lloyal.errors import Aborted, Busy, Closed, InvalidArgument
-from lloyal.prompt import as_chat, one_grammar, tokens_of
+from lloyal.prompt import as_chat, check_max_tokens, one_grammar, tokens_of
 from lloyal.sampling import Sampling, check_sampling
 from lloyal.scheduler import (
     BUSY_SECONDS,
@@ -20,7 +20,6 @@ from lloyal.scheduler import (
     Scheduler,
     StopReason,
     Text,
-    check_max_tokens,
 )
 from lloyal.tokenization import StreamDecoder, stop_strings
 

@@ -12,10 +12,10 @@ from lloyal.errors import InvalidArgument
 from lloyal.generation_many import Generations
 from lloyal.llama import Batch, Context, Sampler
 from lloyal.llama.params import unknown_parameter
-from lloyal.prompt import as_chat, one_grammar
+from lloyal.prompt import as_chat, check_max_tokens, one_grammar
 from lloyal.sampling import Sampling, SupportsSample
 from lloyal.scheduler import StopReason as StopReason
-from lloyal.scheduler import check_count, check_max_tokens
+from lloyal.scheduler import check_count
 from lloyal.tokenization import StopStrings, StreamDecoder, stop_strings
 
 if TYPE_CHECKING:

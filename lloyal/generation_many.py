@@ -14,9 +14,9 @@ from lloyal.branch import Branch
 from lloyal.decoding import Progress
 from lloyal.errors import InvalidArgument
 from lloyal.llama import LLAMA_DEFAULT_SEED, Sampler, Vocab
-from lloyal.prompt import as_chat, one_grammar, tokens_of
+from lloyal.prompt import as_chat, check_max_tokens, one_grammar, tokens_of
 from lloyal.sampling import Sampling, check_sampling
-from lloyal.scheduler import Scheduler, StopReason, Text, check_max_tokens, log_probs_of
+from lloyal.scheduler import Scheduler, StopReason, Text, log_probs_of
 from lloyal.tokenization import StreamDecoder, stop_strings
 
 if TYPE_CHECKING:

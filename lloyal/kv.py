@@ -251,9 +251,9 @@ def read_file(ctx: Context, seq_id: int, path: StrPath) -> FileData:
     Raises
     ------
     StateMismatch
-        No such file, a truncated one, or another model's.
+        A truncated file, or another model's.
     OSError
-        It cannot be read.
+        There is no such file, or it cannot be read.
     """
     tokens = ctx.state_seq_load_file(path, seq_id)
     return FileData(tokens, os.path.getsize(path))
@@ -357,7 +357,7 @@ def clear_and_reseed(ctx: Context, sinks: Sequence[int], tail: Sequence[int], n_
 
 # Names
 
-# Numbers of ggml.h, by the names that `ContextParams.type_k` takes.
+# Numbers of ggml.h, by the names that `ContextParams.type_k` takes; the tests hold them against the package `gguf`.
 _CACHE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "iq4_nl": 20, "bf16": 30}
 
 

@@ -1,8 +1,9 @@
-"""What callers may begin a text with, and the rules they may give it: the same for every function that generates."""
+"""What callers may begin a text with, and the rules and limits they give it: the same wherever texts are generated."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, cast
 
 from lloyal.errors import InvalidArgument
@@ -11,7 +12,7 @@ from lloyal.llama import Sampler, Vocab
 if TYPE_CHECKING:
     from lloyal.llama.common import ChatPrompt
 
-__all__ = ["as_chat", "one_grammar", "tokens_of"]
+__all__ = ["as_chat", "check_max_tokens", "one_grammar", "tokens_of"]
 
 
 def as_chat(prompt: object) -> ChatPrompt | None:
@@ -51,3 +52,9 @@ def one_grammar(
 
         return grammar_sampler(vocab, chat)
     return grammar
+
+
+def check_max_tokens(max_tokens: int | None) -> None:
+    """`InvalidArgument` unless it is a number of tokens, or None."""
+    if max_tokens is not None and (not isinstance(max_tokens, Integral) or max_tokens < 1):
+        raise InvalidArgument(f"max_tokens={max_tokens!r} must be an integer from 1, or None for no limit")

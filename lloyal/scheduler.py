@@ -378,12 +378,6 @@ def log_probs_of(text: Text) -> list[float]:
     return [log_prob for *_, log_prob in text.branch._tokens_native(len(text.prompt))]
 
 
-def check_max_tokens(max_tokens: int | None) -> None:
-    """`InvalidArgument` unless it is a number of tokens, or None."""
-    if max_tokens is not None and (not isinstance(max_tokens, Integral) or max_tokens < 1):
-        raise InvalidArgument(f"max_tokens={max_tokens!r} must be an integer from 1, or None for no limit")
-
-
 def check_count(n: int) -> None:
     """`InvalidArgument` unless there can be so many texts."""
     if not isinstance(n, Integral) or isinstance(n, bool) or n < 1:

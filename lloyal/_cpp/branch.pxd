@@ -28,7 +28,8 @@ cdef extern from "branch/branch.hpp" namespace "lloyal" nogil:
         ContextHandle context
     ctypedef shared_ptr[BranchBox] BranchHandle
 
-    Status branch_create(ContextHandle context, const SamplerHandle& sampler, BranchHandle& out)
+    Status branch_create "lloyal::inside<lloyal::branch_create>"(
+        const ContextHandle& ctx, const SamplerHandle& sampler, BranchHandle& out)
     Status branch_fork "lloyal::inside<lloyal::branch_fork>"(
         const ContextHandle& ctx, BranchBox& branch, int64_t seed, BranchHandle& out)
     Status branch_note "lloyal::inside<lloyal::branch_note>"(

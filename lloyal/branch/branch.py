@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import count
-from numbers import Integral
 from operator import index
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
@@ -22,7 +21,7 @@ from lloyal.errors import BranchHasChildren, Busy, Closed, InvalidArgument
 from lloyal.llama import Sampler
 from lloyal.lock import patiently
 from lloyal.native import branch as native
-from lloyal.prompt import one_grammar
+from lloyal.prompt import check_max_tokens, one_grammar
 from lloyal.sampling import Sampling, check_sampling
 from lloyal.tokenization import StopStrings, StreamDecoder, stop_strings
 
@@ -273,8 +272,7 @@ class Branch(native.BranchBase):
 
     def generate(self, max_tokens: int | None = None) -> Iterator[int]:
         """Tokens, each one read before it is given out, until the model ends the text; none if it has."""
-        if max_tokens is not None and (not isinstance(max_tokens, Integral) or max_tokens < 1):
-            raise InvalidArgument(f"max_tokens={max_tokens!r} must be an integer from 1, or None for no limit")
+        check_max_tokens(max_tokens)
         return self._generate(max_tokens)
 
     def _generate(self, max_tokens: int | None) -> Iterator[int]:

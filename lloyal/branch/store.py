@@ -221,9 +221,8 @@ class BranchStore:
         """Find sequences for as many as possible from the first on, and say for how many."""
         group = branches[: self.ctx.n_seq_max]
         done = 0
-        while todo := native.unseated(
-            self.ctx, group[done:]
-        ):  # again each time: the next may have been parked for this one
+        # Asked again each time: the next may have been parked for the one before.
+        while todo := native.unseated(self.ctx, group[done:]):
             i = done + todo[0]
             try:
                 self._with_room(group[: i + 1], group[i]._seat_native)
@@ -336,16 +335,14 @@ class BranchStore:
 
     def _check(self, branches: list[Branch]) -> None:
         self._check_open()
-        for branch in branches:
+        for i, branch in enumerate(branches):
             if not isinstance(branch, Branch):
                 raise TypeError(f"{branch!r} is no Branch")
             if not hasattr(branch, "store"):
                 raise Closed("a branch was not made by a store")
-        foreign = [branch for branch in branches if branch.store is not self]
-        for branch in foreign:
-            what = "store" if branch.store.ctx is self.ctx else "context"
-            i = branches.index(branch)
-            raise InvalidArgument(f"the branch at index {i} ({branch.name}) belongs to another {what}")
+            if branch.store is not self:
+                what = "store" if branch.store.ctx is self.ctx else "context"
+                raise InvalidArgument(f"the branch at index {i} ({branch.name}) belongs to another {what}")
 
     def _check_open(self) -> None:
         if self._closed:

@@ -1,7 +1,7 @@
 # cython: language_level=3
 """Views of a context's outputs, which belong to the context and are overwritten by its next decode."""
 
-from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES, PyBUF_WRITABLE
+from cpython.buffer cimport PyBUF_WRITABLE
 from libc.stdint cimport int32_t, int64_t
 from libcpp cimport bool as cbool
 from libcpp.vector cimport vector
@@ -156,23 +156,7 @@ cdef class Logits:
         if flags & PyBUF_WRITABLE:
             raise BufferError("logits are read-only")
         row = self._array()  # this object keeps it, and `buffer` this object
-        buffer.buf = <void*>&row[0]
-        buffer.obj = self
-        buffer.len = self.row.n * sizeof(float)
-        buffer.itemsize = sizeof(float)
-        buffer.readonly = 1
-        buffer.ndim = 1
-        buffer.format = NULL
-        if flags & PyBUF_FORMAT:
-            buffer.format = b"f"
-        buffer.shape = NULL
-        if flags & PyBUF_ND:
-            buffer.shape = self.shape
-        buffer.strides = NULL
-        if (flags & PyBUF_STRIDES) == PyBUF_STRIDES:
-            buffer.strides = &buffer.itemsize
-        buffer.suboffsets = NULL
-        buffer.internal = NULL
+        fill_buffer(buffer, self, &row[0], self.shape, flags)
 
     def __releasebuffer__(self, Py_buffer* buffer):
         pass

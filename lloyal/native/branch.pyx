@@ -1,7 +1,7 @@
 # cython: language_level=3
 """Native calls behind `lloyal.Branch` and `lloyal.BranchStore`. Not for direct use."""
 
-from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES, PyBUF_WRITABLE
+from cpython.buffer cimport PyBUF_WRITABLE
 from libc.float cimport FLT_MAX
 from libc.stdint cimport UINT32_MAX, int32_t, int64_t, uint8_t
 from libcpp.utility cimport move
@@ -14,6 +14,7 @@ cimport lloyal._cpp.state as cstate
 cimport lloyal.libllama.llama as c
 from lloyal.llama.args cimport as_double, as_int32, as_integer, as_number
 from lloyal.llama.base cimport ContextBase
+from lloyal.llama.outputs cimport fill_buffer
 from lloyal.llama.sampler cimport Sampler
 from lloyal.llama.signals cimport raise_signal
 from lloyal.llama.status cimport check
@@ -30,7 +31,6 @@ cdef class LogitsRow:
 
     cdef cbranch.RowHandle row
     cdef Py_ssize_t shape[1]
-    cdef Py_ssize_t strides[1]
 
     def __cinit__(self, key=None):
         if key is not _KEY:
@@ -40,24 +40,7 @@ cdef class LogitsRow:
         if flags & PyBUF_WRITABLE:
             raise BufferError("the logits of a branch are read-only: copy them, and set_logits() the copy")
         self.shape[0] = self.row.get().size()
-        self.strides[0] = sizeof(float)
-        buffer.buf = <void*>self.row.get().data()
-        buffer.obj = self
-        buffer.len = self.shape[0] * sizeof(float)
-        buffer.itemsize = sizeof(float)
-        buffer.readonly = 1
-        buffer.ndim = 1
-        buffer.format = NULL
-        if flags & PyBUF_FORMAT:
-            buffer.format = b"f"
-        buffer.shape = NULL
-        if flags & PyBUF_ND:
-            buffer.shape = self.shape
-        buffer.strides = NULL
-        if (flags & PyBUF_STRIDES) == PyBUF_STRIDES:
-            buffer.strides = self.strides
-        buffer.suboffsets = NULL
-        buffer.internal = NULL
+        fill_buffer(buffer, self, self.row.get().data(), self.shape, flags)
 
     def __releasebuffer__(self, Py_buffer* buffer):
         pass
@@ -73,6 +56,13 @@ cdef class BranchBase:
         if not self.handle:
             raise Closed("the branch was pruned")
         return self.handle
+
+    cdef cbranch.BranchInfo info(self) except *:
+        cdef cbranch.BranchHandle handle = self.pin()
+        cdef cbranch.BranchInfo info
+        cdef core.Status status = cbranch.branch_info(handle.get().context, handle.get()[0], info)
+        check(status)
+        return info
 
     def _create_native(self, ContextBase ctx not None, Sampler sampler or None) -> None:
         cdef core.ContextHandle context
@@ -271,10 +261,7 @@ cdef class BranchBase:
         return bytes(data)
 
     def _info_native(self) -> dict[str, Any]:
-        cdef cbranch.BranchHandle handle = self.pin()
-        cdef cbranch.BranchInfo info
-        cdef core.Status status = cbranch.branch_info(handle.get().context, handle.get()[0], info)
-        check(status)
+        cdef cbranch.BranchInfo info = self.info()
         return {
             "position": info.position, "seq": info.seq, "own": info.own, "parked": info.parked,
             "has_logits": info.has_logits, "ended": info.ended, "used_at": info.used_at, "seat": info.seat,
@@ -290,20 +277,12 @@ cdef class BranchBase:
     @property
     def position(self) -> int:
         """Tokens read into it, the prompt included; the position of the next one."""
-        cdef cbranch.BranchHandle handle = self.pin()
-        cdef cbranch.BranchInfo info
-        cdef core.Status status = cbranch.branch_info(handle.get().context, handle.get()[0], info)
-        check(status)
-        return info.position
+        return self.info().position
 
     @property
     def ended(self) -> bool:
         """The last step picked a token that ends the text. It was not read."""
-        cdef cbranch.BranchHandle handle = self.pin()
-        cdef cbranch.BranchInfo info
-        cdef core.Status status = cbranch.branch_info(handle.get().context, handle.get()[0], info)
-        check(status)
-        return info.ended
+        return self.info().ended
 
 
 cdef int _pin_all(object branches, vector[cbranch.BranchHandle]& out) except -1:

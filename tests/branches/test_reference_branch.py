@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 import lloyal
-from lloyal import Branch, BranchStore, Sampler, Sampling, errors
+from lloyal import Branch, Sampler, Sampling, errors
 from tests.branches.reference import DRAW, GREEDY, PROMPT, TOOL_TEMPLATE, TOOLS, behaviours, pos_max, tokens
 
 NewContext = Callable[..., lloyal.Context]
@@ -21,18 +21,6 @@ JSON = {
     "required": ["name"],
     "additionalProperties": False,
 }
-
-
-@pytest.fixture(params=["nano", "nano_hybrid"])
-def model(request: pytest.FixtureRequest) -> lloyal.Model:
-    found: lloyal.Model = request.getfixturevalue(request.param)
-    return found
-
-
-@pytest.fixture
-def store(model: lloyal.Model, new_context: NewContext) -> Iterator[BranchStore]:
-    with BranchStore(new_context(model, n_seq_max=8)) as store:
-        yield store
 
 
 def _remembers(branch: Branch) -> bytes:

@@ -17,12 +17,6 @@ from tests.decode import feed, same
 NewContext = Callable[..., lloyal.Context]
 
 
-@pytest.fixture(params=["nano", "nano_hybrid"])
-def model(request: pytest.FixtureRequest) -> lloyal.Model:
-    found: lloyal.Model = request.getfixturevalue(request.param)
-    return found
-
-
 @pytest.fixture
 def ctx(nano: lloyal.Model, new_context: NewContext) -> lloyal.Context:
     return new_context(nano, n_seq_max=8)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -16,18 +16,6 @@ from tests.branches.reference import DRAW, GREEDY, PROMPT, behaviours, pos_max, 
 from tests.decode import same
 
 NewContext = Callable[..., lloyal.Context]
-
-
-@pytest.fixture(params=["nano", "nano_hybrid"])
-def model(request: pytest.FixtureRequest) -> lloyal.Model:
-    found: lloyal.Model = request.getfixturevalue(request.param)
-    return found
-
-
-@pytest.fixture
-def store(model: lloyal.Model, new_context: NewContext) -> Iterator[BranchStore]:
-    with BranchStore(new_context(model, n_seq_max=8)) as store:
-        yield store
 
 
 def _leased(store: BranchStore) -> int:

@@ -170,12 +170,12 @@ class History:
         info = branch._info_native()
         row = self.row(branch)
         return (
-            branch._tokens_native().__repr__(), info["ended"], info["nll"], info["n"], info["sampling_nll"],
+            repr(branch._tokens_native()), info["ended"], info["nll"], info["n"], info["sampling_nll"],
             info["sampling_n"], branch._sampler_state_native(), None if row is None else row.tobytes(),
         )  # fmt: skip
 
     def check(self, some: int = 2) -> None:
-        if list(self.store.branches).__len__() != len(self.twins):
+        if len(self.store) != len(self.twins):
             raise Wrong(f"the store has {len(self.store)} branches, there must be {len(self.twins)}")
         for branch, twin in self.twins.items():
             if branch.tokens != twin.tokens:

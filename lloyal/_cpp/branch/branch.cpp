@@ -12,14 +12,11 @@
 namespace lloyal {
 namespace {
 
-Surprise surprise_of(const Tokens & tokens, bool by_sampler) {
-    Surprise sum;
-    for (const Token & token : tokens) {
-        if (token.accepted && !std::isnan(token.log_prob) && !(by_sampler && token.probability < 0.0f)) {
-            sum.add(by_sampler ? -std::log(double(token.probability)) : -token.log_prob);
-        }
-    }
-    return sum;
+Status check_row(const BranchBox & branch) {
+    return branch.row
+               ? Status()
+               : Status(Code::no_logits, branch.tokens->empty() ? "the branch has no logits: nothing was read yet"
+                                                                : "the branch has no logits: read a token into it");
 }
 
 } // namespace
@@ -39,6 +36,21 @@ void BranchBox::be(const BranchBox & other) {
     model = other.model;
     sampling = other.sampling;
     ended = other.ended;
+}
+
+void BranchBox::count(const Token & token) {
+    if (token.accepted && !std::isnan(token.log_prob)) {
+        model.add(-token.log_prob);
+        if (token.probability >= 0.0f) {
+            sampling.add(-std::log(double(token.probability)));
+        }
+    }
+}
+
+Status check_token(const ContextBox & box, llama_token token) {
+    return token >= 0 && size_t(token) < n_logits(box)
+               ? Status()
+               : Status(Code::invalid_argument, text("token ", token, " is outside the vocabulary of ", n_logits(box)));
 }
 
 Status check_branch(const ContextBox & box, const BranchBox & branch) {
@@ -89,9 +101,8 @@ Tokens & tokens_to_change(BranchBox & branch, size_t n) {
 }
 
 Status pick_with(const BranchBox & branch, SamplerBox & sampler, Picked & out) {
-    if (!branch.row) {
-        return Status(Code::no_logits, branch.tokens->empty() ? "the branch has no logits: nothing was read yet"
-                                                              : "the branch has no logits: read a token into it");
+    if (Status status = check_row(branch); !status.ok()) {
+        return status;
     }
     static const std::vector<llama_logit_bias> none;
     const Row & row = branch.shown ? *branch.shown : *branch.row;
@@ -179,9 +190,8 @@ Status branch_sample(ContextBox & box, BranchBox & branch, llama_token & out) no
 
 Status branch_accept(ContextBox & box, BranchBox & branch, llama_token token) noexcept {
     return for_branch(box, branch, [&]() -> Status {
-        if (token < 0 || size_t(token) >= n_logits(box)) {
-            return Status(Code::invalid_argument,
-                          text("token ", token, " is outside the vocabulary of ", n_logits(box)));
+        if (Status status = check_token(box, token); !status.ok()) {
+            return status;
         }
         if (branch.accepted) {
             return Status(Code::invalid_argument, text("token ", branch.accepted->id,
@@ -233,8 +243,10 @@ Status branch_rewind(ContextBox & box, BranchBox & branch, int32_t n, int32_t fi
         branch.picked = {};
         branch.accepted.reset();
         branch.ended = false;
-        branch.model = surprise_of(*rest, false);
-        branch.sampling = surprise_of(*rest, true);
+        branch.model = branch.sampling = {};
+        for (const Token & token : *rest) {
+            branch.count(token);
+        }
         Status status = branch_compute_logits(box, branch);
         if (!status.ok()) {
             branch.be(before);
@@ -265,9 +277,8 @@ Status branch_set_sampler(ContextBox & box, BranchBox & branch, const SamplerHan
 Status branch_set_biases(ContextBox & box, BranchBox & branch, const std::vector<llama_logit_bias> & biases) noexcept {
     return for_branch(box, branch, [&]() -> Status {
         for (const llama_logit_bias & bias : biases) {
-            if (bias.token < 0 || size_t(bias.token) >= n_logits(box)) {
-                return Status(Code::invalid_argument,
-                              text("token ", bias.token, " is outside the vocabulary of ", n_logits(box)));
+            if (Status status = check_token(box, bias.token); !status.ok()) {
+                return status;
             }
             if (!(bias.bias < INFINITY)) {
                 return Status(Code::invalid_argument, text("the bias of token ", bias.token, " is ", bias.bias,
@@ -301,8 +312,8 @@ Status branch_set_row(ContextBox & box, BranchBox & branch, const float * row, s
 Status branch_merge(ContextBox & box, BranchBox & branch, const std::vector<BranchHandle> & experts,
                     double alpha) noexcept {
     return for_branch(box, branch, [&]() -> Status {
-        if (!branch.row) {
-            return Status(Code::no_logits, "the branch has no logits: read a token into it");
+        if (Status status = check_row(branch); !status.ok()) {
+            return status;
         }
         auto merged = std::make_shared<Row>(*branch.row);
         for (size_t i = 0; i < experts.size(); ++i) {
@@ -327,8 +338,8 @@ Status branch_merge(ContextBox & box, BranchBox & branch, const std::vector<Bran
 
 Status branch_legal(ContextBox & box, const BranchBox & branch, Row & out) noexcept {
     return for_branch(box, branch, [&]() -> Status {
-        if (!branch.row) {
-            return Status(Code::no_logits, "the branch has no logits: read a token into it");
+        if (Status status = check_row(branch); !status.ok()) {
+            return status;
         }
         out = *branch.row;
         if (branch.biases) {
@@ -381,7 +392,7 @@ Status branch_token_ids(ContextBox & box, const BranchBox & branch, size_t begin
 Status branch_row(ContextBox & box, const BranchBox & branch, std::shared_ptr<const Row> & out) noexcept {
     return for_branch(box, branch, [&]() -> Status {
         out = branch.row;
-        return out ? Status() : Status(Code::no_logits, "the branch has no logits: read a token into it");
+        return check_row(branch);
     });
 }
 

@@ -57,6 +57,7 @@ struct BranchBox {
     ~BranchBox() { --live_counts().branches; }
 
     void be(const BranchBox & other); // all that it holds but its seat, shared
+    void count(const Token & token);  // in its numbers, if it is one that counts
 
     Pos position() const { return Pos(tokens->size()); }
 };
@@ -112,6 +113,7 @@ Status branch_row(ContextBox & box, const BranchBox & branch, std::shared_ptr<co
 Status branch_sampler_state(ContextBox & box, const BranchBox & branch, std::vector<uint8_t> & out) noexcept;
 
 Status check_branch(const ContextBox & box, const BranchBox & branch);
+Status check_token(const ContextBox & box, llama_token token);
 // `body` for a branch of this context.
 template <typename F> Status for_branch(const ContextBox & box, const BranchBox & branch, F && body) noexcept {
     return guarded(Code::decode_failed, [&]() -> Status {

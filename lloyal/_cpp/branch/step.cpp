@@ -160,12 +160,7 @@ void publish(Part & part, bool accept, const Token * record) noexcept {
             token.probability = -1.0f;
             token.log_prob = NAN;
         }
-        if (token.accepted && token.log_prob == token.log_prob) {
-            branch.model.add(-token.log_prob);
-            if (token.probability >= 0.0f) {
-                branch.sampling.add(-std::log(double(token.probability)));
-            }
-        }
+        branch.count(token);
         branch.tokens->push_back(token); // there is room for it
     }
     if (branch.row.use_count() == 1) {                       // nobody looks at it any more
@@ -183,7 +178,6 @@ void publish(Part & part, bool accept, const Token * record) noexcept {
 
 Status branches_read(ContextBox & box, const std::vector<Reading> & readings, bool accept) noexcept {
     return guarded(Code::decode_failed, [&]() -> Status {
-        const int32_t n_vocab = int32_t(n_logits(box));
         std::vector<Part> parts;
         std::vector<const BranchBox *> branches;
         std::vector<std::optional<Token>> records;
@@ -194,9 +188,8 @@ Status branches_read(ContextBox & box, const std::vector<Reading> & readings, bo
                 return at(i, std::move(status));
             }
             for (const llama_token token : readings[i].tokens) {
-                if (token < 0 || token >= n_vocab) {
-                    return at(i, Status(Code::invalid_argument,
-                                        text("token ", token, " is outside the vocabulary of ", n_vocab)));
+                if (Status status = check_token(box, token); !status.ok()) {
+                    return at(i, std::move(status));
                 }
             }
             branches.push_back(&branch);

@@ -11,7 +11,8 @@
 namespace lloyal {
 namespace {
 
-constexpr size_t LANES = 16; // independent sums, so that the compiler can use vector registers
+constexpr size_t LANES = 16;  // independent sums, so that the compiler can use vector registers
+constexpr size_t BLOCK = 256; // summed in float32, and the blocks in float64
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
 #define FOR_EVERY_PROCESSOR __attribute__((target_clones("avx512f", "avx2", "default")))
@@ -19,32 +20,40 @@ constexpr size_t LANES = 16; // independent sums, so that the compiler can use v
 #define FOR_EVERY_PROCESSOR
 #endif
 
-// The sum of exp(x - most) for x <= most, each within a few 2**-24 of it: 2**n by the exponent's bits, the rest by its series
-// to the seventh power, on [-ln 2 / 2, ln 2 / 2]. Without calls or branches, so that many are computed at once.
+// exp(x) for x <= 0, within a few 2**-24 of it: 2**n by the exponent's bits, the rest by its series to the seventh power, on
+// [-ln 2 / 2, ln 2 / 2]. Without calls or branches, so that many are computed at once.
+inline __attribute__((always_inline)) float exp_of(float x) {
+    const float inside = x > -87.0f ? x : -87.0f;
+    const float whole = (inside * 1.44269504f + 12582912.0f) - 12582912.0f; // 1.5 * 2**23 rounds to an integer
+    const float r = (inside - whole * 0.693359375f) + whole * 2.12194440e-4f;
+    float p = 1.0f / 5040;
+    p = p * r + 1.0f / 720;
+    p = p * r + 1.0f / 120;
+    p = p * r + 1.0f / 24;
+    p = p * r + 1.0f / 6;
+    p = p * r + 0.5f;
+    p = p * r + 1.0f;
+    p = p * r + 1.0f;
+    return x > -87.0f ? p * std::bit_cast<float>((int32_t(whole) + 127) << 23) : 0.0f;
+}
+
 FOR_EVERY_PROCESSOR double sum_of_exp(const float * row, size_t n, float most) {
-    double sums[LANES] = {};
-    for (size_t begin = 0; begin < n; begin += LANES) {
-        float x[LANES];
-        for (size_t lane = 0; lane < LANES; ++lane) {
-            x[lane] = begin + lane < n ? row[begin + lane] - most : -INFINITY;
+    double total = 0.0;
+    const size_t whole = n - n % LANES;
+    size_t i = 0;
+    while (i < whole) {
+        float sums[LANES] = {};
+        for (const size_t end = std::min(whole, i + BLOCK); i < end; i += LANES) {
+            for (size_t lane = 0; lane < LANES; ++lane) {
+                sums[lane] += exp_of(row[i + lane] - most);
+            }
         }
-        for (size_t lane = 0; lane < LANES; ++lane) {
-            const float inside = x[lane] > -87.0f ? x[lane] : -87.0f;
-            const float whole = (inside * 1.44269504f + 12582912.0f) - 12582912.0f; // 1.5 * 2**23 rounds to an integer
-            const float r = (inside - whole * 0.693359375f) + whole * 2.12194440e-4f;
-            float p = 1.0f / 5040;
-            p = p * r + 1.0f / 720;
-            p = p * r + 1.0f / 120;
-            p = p * r + 1.0f / 24;
-            p = p * r + 1.0f / 6;
-            p = p * r + 0.5f;
-            p = p * r + 1.0f;
-            p = p * r + 1.0f;
-            const float scale = std::bit_cast<float>((int32_t(whole) + 127) << 23);
-            sums[lane] += x[lane] > -87.0f ? p * scale : 0.0f;
-        }
+        total = std::accumulate(sums, sums + LANES, total);
     }
-    return std::accumulate(sums, sums + LANES, 0.0);
+    for (; i < n; ++i) {
+        total += exp_of(row[i] - most);
+    }
+    return total;
 }
 
 } // namespace
