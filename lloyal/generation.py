@@ -12,10 +12,9 @@ from lloyal.errors import InvalidArgument
 from lloyal.generation_many import Generations
 from lloyal.llama import Batch, Context, Sampler
 from lloyal.llama.params import unknown_parameter
-from lloyal.prompt import as_chat, check_max_tokens, one_grammar
+from lloyal.prompt import as_chat, check_count, check_max_tokens, one_grammar
 from lloyal.sampling import Sampling, SupportsSample
 from lloyal.scheduler import StopReason as StopReason
-from lloyal.scheduler import check_count
 from lloyal.tokenization import StopStrings, StreamDecoder, stop_strings
 
 if TYPE_CHECKING:
@@ -128,7 +127,7 @@ def generate(
     if n is not None:
         if seq_id != 0 or pos0 is not None or history:
             raise InvalidArgument("n texts take sequences of their own: leave seq_id, pos0 and history out")
-        check_count(n)
+        n = check_count("n", n)
         return Generations(
             cast("WithCheckpoints", ctx), [prompt], n=n, max_tokens=[max_tokens] * n,
             sampling=Sampling() if sampling is None else cast("Sampling", sampling), grammar=grammar,

@@ -12,7 +12,9 @@ from lloyal.llama import Sampler, Vocab
 if TYPE_CHECKING:
     from lloyal.llama.common import ChatPrompt
 
-__all__ = ["as_chat", "check_max_tokens", "one_grammar", "tokens_of"]
+__all__ = ["as_chat", "check_count", "check_max_tokens", "one_grammar", "tokens_of"]
+
+MOST_TEXTS = 1 << 16  #: of one call
 
 
 def as_chat(prompt: object) -> ChatPrompt | None:
@@ -52,6 +54,13 @@ def one_grammar(
 
         return grammar_sampler(vocab, chat)
     return grammar
+
+
+def check_count(name: str, n: int, least: int = 1) -> int:
+    """The number, `InvalidArgument` unless there can be so many texts at once."""
+    if not isinstance(n, Integral) or isinstance(n, bool) or not least <= int(n) <= MOST_TEXTS:
+        raise InvalidArgument(f"{name}={n!r} must be an integer from {least} to {MOST_TEXTS}")
+    return int(n)
 
 
 def check_max_tokens(max_tokens: int | None) -> None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from numbers import Integral
 from typing import TYPE_CHECKING, Literal, cast
 
 from lloyal.branch import Branch, BranchStore
-from lloyal.errors import Aborted, Busy, CacheFull, InvalidArgument, NoLease
+from lloyal.errors import Aborted, Busy, CacheFull, NoLease
 from lloyal.tokenization import StopStrings, StreamDecoder
 
 if TYPE_CHECKING:
@@ -376,9 +375,3 @@ def log_probs_of(text: Text) -> list[float]:
     if text.branch is None:
         return text.log_probs
     return [log_prob for *_, log_prob in text.branch._tokens_native(len(text.prompt))]
-
-
-def check_count(n: int) -> None:
-    """`InvalidArgument` unless there can be so many texts."""
-    if not isinstance(n, Integral) or isinstance(n, bool) or n < 1:
-        raise InvalidArgument(f"n={n!r} must be an integer from 1, or None for one Generation")

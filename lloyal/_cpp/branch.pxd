@@ -7,6 +7,7 @@ from libcpp.vector cimport vector
 
 cimport lloyal.libllama.llama as c
 from lloyal._cpp.core cimport ContextHandle, Status
+from lloyal._cpp.decode cimport LogProb
 from lloyal._cpp.sample cimport SamplerHandle
 from lloyal._cpp.state cimport Where
 
@@ -52,6 +53,10 @@ cdef extern from "branch/branch.hpp" namespace "lloyal" nogil:
         const ContextHandle& ctx, BranchBox& branch, const vector[BranchHandle]& experts, double alpha)
     Status branch_legal "lloyal::inside<lloyal::branch_legal>"(
         const ContextHandle& ctx, const BranchBox& branch, vector[float]& out)
+    Status branch_is_legal "lloyal::inside<lloyal::branch_is_legal>"(
+        const ContextHandle& ctx, const BranchBox& branch, int32_t token, bool& out)
+    Status branch_top "lloyal::inside<lloyal::branch_top>"(
+        const ContextHandle& ctx, const BranchBox& branch, size_t count, vector[LogProb]& out)
 
     cppclass BranchInfo:
         int32_t position

@@ -21,7 +21,7 @@ from lloyal.errors import BranchHasChildren, Busy, Closed, InvalidArgument
 from lloyal.llama import Sampler
 from lloyal.lock import patiently
 from lloyal.native import branch as native
-from lloyal.prompt import check_max_tokens, one_grammar
+from lloyal.prompt import check_count, check_max_tokens, one_grammar
 from lloyal.sampling import Sampling, check_sampling
 from lloyal.tokenization import StopStrings, StreamDecoder, stop_strings
 
@@ -136,8 +136,7 @@ class Branch(native.BranchBase):
             self._children = self._children or {}
             self._children[fork] = None
             return fork
-        if n < 0:
-            raise InvalidArgument(f"n={n} must not be negative")
+        n = check_count("n", n, 0)
         if seed is not None:
             _seed(seed + max(0, n - 1))  # before the first fork is made
         forks = [
@@ -450,7 +449,7 @@ class Branch(native.BranchBase):
 
     def top(self, n: int = 10) -> list[tuple[float, int]]:
         """The most probable next tokens, ``(log-probability, token)``, the best first."""
-        return rows.top(self.logits, n)
+        return self._top_native(max(0, min(n, self.store.ctx.vocab.n_tokens)))
 
     def legal_logits(self) -> NDArray[np.float32]:
         """A copy of the logits with the biases added, and ``-inf`` for what the grammar does not allow."""
@@ -466,7 +465,7 @@ class Branch(native.BranchBase):
         token = index(token)
         if not 0 <= token < self.store.ctx.vocab.n_tokens:
             return False
-        return bool(self.legal_logits()[token] > -math.inf)
+        return self._is_legal_native(token)
 
     def entropy(self, *, bits: bool = False) -> float:
         """Of the next token's distribution, before biases and samplers; in nats."""

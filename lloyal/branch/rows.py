@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["adder", "changed", "entropy", "log_softmax", "perplexity", "top"]
+__all__ = ["adder", "changed", "entropy", "log_softmax", "perplexity"]
 
 
 def log_softmax(row: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -25,15 +25,6 @@ def log_softmax(row: NDArray[np.float32]) -> NDArray[np.float64]:
     wide -= wide.max()
     wide -= numpy.log(numpy.exp(wide).sum())
     return wide
-
-
-def top(row: NDArray[np.float32], n: int) -> list[tuple[float, int]]:
-    """The most probable, ``(log-probability, token)``, the best first, the first of equals before the others."""
-    import numpy
-
-    log_probs = log_softmax(row)
-    order = numpy.argsort(-log_probs, kind="stable")[: max(0, n)]
-    return [(float(log_probs[token]), int(token)) for token in order]
 
 
 def entropy(row: NDArray[np.float32]) -> float:

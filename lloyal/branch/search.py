@@ -13,6 +13,7 @@ from lloyal.branch.rows import log_softmax
 from lloyal.branch.store import BranchStore
 from lloyal.errors import InvalidArgument
 from lloyal.llama import Sampler
+from lloyal.prompt import check_count
 from lloyal.sampling import Sampling
 from lloyal.tokenization import StreamDecoder
 
@@ -89,8 +90,9 @@ def beam_search(
     """
     import numpy
 
-    if width < 1 or max_tokens < 1:
-        raise InvalidArgument(f"width={width} and max_tokens={max_tokens} must be from 1")
+    width = check_count("width", width)
+    if max_tokens < 1:
+        raise InvalidArgument(f"max_tokens={max_tokens} must be from 1")
     if not isinstance(length_penalty, Real) or not 0 <= length_penalty <= 10:
         raise InvalidArgument(f"length_penalty={length_penalty!r} must be a number from 0 to 10")
     vocab = ctx.vocab

@@ -4,11 +4,13 @@
 from cpython.buffer cimport PyBUF_WRITABLE
 from libc.float cimport FLT_MAX
 from libc.stdint cimport UINT32_MAX, int32_t, int64_t, uint8_t
+from libcpp cimport bool as cppbool
 from libcpp.utility cimport move
 from libcpp.vector cimport vector
 
 cimport lloyal._cpp.branch as cbranch
 cimport lloyal._cpp.core as core
+cimport lloyal._cpp.decode as cdecode
 cimport lloyal._cpp.sample as csample
 cimport lloyal._cpp.state as cstate
 cimport lloyal.libllama.llama as c
@@ -222,6 +224,26 @@ cdef class BranchBase:
         for i in range(row.size()):
             view[i] = row[i]
         return array
+
+    def _is_legal_native(self, token: int) -> bool:
+        cdef cbranch.BranchHandle handle = self.pin()
+        cdef core.Status status
+        cdef int32_t asked = as_int32(token, "token")
+        cdef cppbool legal = False
+        with nogil:
+            status = cbranch.branch_is_legal(handle.get().context, handle.get()[0], asked, legal)
+        check(status)
+        return legal
+
+    def _top_native(self, n: int) -> list[tuple[float, int]]:
+        cdef size_t count = as_integer(n, "n", 0, UINT32_MAX)
+        cdef cbranch.BranchHandle handle = self.pin()
+        cdef vector[cdecode.LogProb] best
+        cdef core.Status status
+        with nogil:
+            status = cbranch.branch_top(handle.get().context, handle.get()[0], count, best)
+        check(status)
+        return [(found.value, found.index) for found in best]
 
     def _row_native(self) -> LogitsRow:
         cdef cbranch.BranchHandle handle = self.pin()

@@ -1,7 +1,6 @@
 #include "branch/branch.hpp"
 
 #include "branch/seat.hpp"
-#include "decode/log_probs.hpp"
 #include "decode/outputs.hpp"
 #include "sample/sampler_state.hpp"
 
@@ -348,6 +347,35 @@ Status branch_legal(ContextBox & box, const BranchBox & branch, Row & out) noexc
             }
         }
         return branch.sampler ? sampler_rule_out(*branch.sampler, out) : Status();
+    });
+}
+
+Status branch_is_legal(ContextBox & box, const BranchBox & branch, llama_token token, bool & out) noexcept {
+    return for_branch(box, branch, [&]() -> Status {
+        if (Status status = check_row(branch); !status.ok()) {
+            return status;
+        }
+        if (Status status = check_token(box, token); !status.ok()) {
+            return status;
+        }
+        llama_token_data candidate = {token, (*branch.row)[size_t(token)], 0.0f};
+        for (const llama_logit_bias & bias : branch.biases ? *branch.biases : std::vector<llama_logit_bias>()) {
+            candidate.logit += bias.token == token ? bias.bias : 0.0f;
+        }
+        llama_token_data_array array = {&candidate, 1, -1, false};
+        Status status = branch.sampler ? sampler_rule_out(*branch.sampler, array) : Status();
+        out = candidate.logit > -INFINITY;
+        return status;
+    });
+}
+
+Status branch_top(ContextBox & box, const BranchBox & branch, size_t count, std::vector<LogProb> & out) noexcept {
+    return for_branch(box, branch, [&]() -> Status {
+        Status status = check_row(branch);
+        if (status.ok()) {
+            out = most_probable(branch.row->data(), branch.row->size(), count);
+        }
+        return status;
     });
 }
 

@@ -2,6 +2,7 @@
 // forks of a branch until one of them changes it: rows of the cache, logits, the sampler, the tokens.
 #pragma once
 
+#include "decode/log_probs.hpp"
 #include "sample/sampler.hpp"
 
 #include <memory>
@@ -90,6 +91,10 @@ Status branch_merge(ContextBox & box, BranchBox & branch, const std::vector<Bran
                     double alpha) noexcept;
 // What the grammar and the biases leave of its logits: others are -inf. No other sampler counts.
 Status branch_legal(ContextBox & box, const BranchBox & branch, Row & out) noexcept;
+// Whether they leave one token.
+Status branch_is_legal(ContextBox & box, const BranchBox & branch, llama_token token, bool & out) noexcept;
+// The most probable next tokens by its logits.
+Status branch_top(ContextBox & box, const BranchBox & branch, size_t count, std::vector<LogProb> & out) noexcept;
 
 // What can be said of a branch without its rows.
 struct BranchInfo {

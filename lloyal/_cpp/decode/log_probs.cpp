@@ -1,5 +1,6 @@
 #include "decode/log_probs.hpp"
 
+#include "core/every_processor.hpp"
 #include "decode/largest.hpp"
 
 #include <algorithm>
@@ -13,12 +14,6 @@ namespace {
 
 constexpr size_t LANES = 16;  // independent sums, so that the compiler can use vector registers
 constexpr size_t BLOCK = 256; // summed in float32, and the blocks in float64
-
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
-#define FOR_EVERY_PROCESSOR __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define FOR_EVERY_PROCESSOR
-#endif
 
 // exp(x) for x <= 0, within a few 2**-24 of it: 2**n by the exponent's bits, the rest by its series to the seventh power, on
 // [-ln 2 / 2, ln 2 / 2]. Without calls or branches, so that many are computed at once.
@@ -70,9 +65,12 @@ double log_sum_exp(const float * row, size_t n) {
 }
 
 std::vector<LogProb> most_probable(const float * row, size_t n, size_t count) {
-    std::vector<int32_t> order(n);
-    std::iota(order.begin(), order.end(), 0);
     count = std::min(count, n);
+    std::vector<int32_t> order = largest_at_least(row, n, count).ids;
+    if (order.size() < count) { // NaN come last
+        order.resize(n);
+        std::iota(order.begin(), order.end(), 0);
+    }
     std::partial_sort(order.begin(), order.begin() + std::ptrdiff_t(count), order.end(), [row](int32_t a, int32_t b) {
         const float x = std::isnan(row[a]) ? -INFINITY : row[a];
         const float y = std::isnan(row[b]) ? -INFINITY : row[b];
@@ -81,7 +79,8 @@ std::vector<LogProb> most_probable(const float * row, size_t n, size_t count) {
     const double all = log_sum_exp(row, n);
     std::vector<LogProb> best(count);
     for (size_t i = 0; i < count; ++i) {
-        best[i] = {row[order[i]] - all, order[i]};
+        const float logit = row[order[i]];
+        best[i] = {all == -INFINITY ? all : logit - all, order[i]};
     }
     return best;
 }

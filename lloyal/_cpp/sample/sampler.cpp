@@ -138,16 +138,13 @@ Status accept_token(SamplerBox & box, llama_token token) {
     return {};
 }
 
-// llama_sampler_apply; grammars hold all candidates against everywhere they stand.
-Status apply(SamplerBox & box, llama_token_data_array & array) {
-    if (box.grammars.empty()) {
-        llama_sampler_apply(box.ptr, &array);
+// `body`, which applies samplers to `n` candidates: grammars hold each against everywhere they stand.
+template <typename F> Status within_budget(const SamplerBox & box, size_t n, F && body) {
+    const auto run = [&]() -> Status {
+        body();
         return {};
-    }
-    return budgeted(grammar_budget(array.size), Code::invalid_grammar, [&]() -> Status {
-        llama_sampler_apply(box.ptr, &array);
-        return {};
-    });
+    };
+    return box.grammars.empty() ? run() : budgeted(grammar_budget(n), Code::invalid_grammar, run);
 }
 
 Status check_token(const SamplerBox & box, llama_token token) {
@@ -172,14 +169,8 @@ Status ruled_out() {
         "no token is left: grammars and biases rule out all, or all that were left to the sampler that picks");
 }
 
-// Let the chain pick among candidates.
-Status pick(SamplerBox & box, llama_token_data_array array, Picked & out) {
-    if (Status status = check_alive(box); !status.ok()) {
-        return status;
-    }
-    if (Status status = apply(box, array); !status.ok()) {
-        return status;
-    }
+// What the chain has picked among candidates.
+Status read_picked(const SamplerBox & box, const llama_token_data_array & array, Picked & out) {
     if (array.selected < 0 || size_t(array.selected) >= array.size) {
         const bool any = std::any_of(array.data, array.data + array.size,
                                      [](const llama_token_data & candidate) { return candidate.logit > -INFINITY; });
@@ -195,6 +186,38 @@ Status pick(SamplerBox & box, llama_token_data_array array, Picked & out) {
     out.token = picked.id;
     out.probability = picked.p > 0.0f ? picked.p : 1.0f; // greedy does not say
     return {};
+}
+
+// Let the chain pick among candidates.
+Status pick(SamplerBox & box, llama_token_data_array array, Picked & out) {
+    Status status = check_alive(box);
+    if (status.ok()) {
+        status = within_budget(box, array.size, [&] { llama_sampler_apply(box.ptr, &array); });
+    }
+    return status.ok() ? read_picked(box, array, out) : status;
+}
+
+// The same from a row of finite logits, among few of its tokens: `done` if that can be.
+Status pick_of_few(SamplerBox & box, const float * row, size_t n, const std::vector<llama_logit_bias> & biases,
+                   std::vector<llama_token_data> & room, Picked & out, bool & done) {
+    done = false;
+    if (box.was_attached || box.beginning.n_kept == 0) {
+        return {};
+    }
+    if (Status status = check_alive(box); !status.ok()) {
+        return status;
+    }
+    llama_token_data_array array = {};
+    Status status = within_budget(box, n, [&] {
+        if (shortlist(box.leaves, box.beginning, row, n, biases, room)) {
+            array = {room.data(), room.size(), -1, false};
+            for (size_t i = box.beginning.n_samplers; i < box.leaves.size(); ++i) {
+                llama_sampler_apply(box.leaves[i], &array);
+            }
+            done = true;
+        }
+    });
+    return status.ok() && done ? read_picked(box, array, out) : status;
 }
 
 // Room for candidates, kept by the thread. It is this one's alone while it is used: a grammar takes its time, and a signal
@@ -243,7 +266,8 @@ void SamplerBox::hold(llama_sampler * sampler) {
     grammars.clear();
     searches.clear();
     n_vocab = 0;
-    const std::vector<llama_sampler *> leaves = sampler_leaves(sampler);
+    leaves = sampler_leaves(sampler);
+    beginning = sampler_times(sampler) ? Beginning{} : beginning_of(leaves);
     greedy = leaves.size() == 1 && sampler_type(leaves[0]) == SamplerType::greedy;
     for (llama_sampler * leaf : leaves) {
         if (sampler_type(leaf) == SamplerType::grammar) {
@@ -322,20 +346,42 @@ Status pick_row(SamplerBox & box, const float * row, int32_t n_vocab, const std:
             out = {llama_token(best.index)};
             return {};
         }
-        Candidates candidates{size_t(n_vocab)};
+        bool finite = largest(row, size_t(n_vocab)).finite;
+        for (const llama_logit_bias & bias : biases) {
+            finite &= row[bias.token] + bias.bias < INFINITY;
+        }
+        if (!finite) {
+            return not_finite(biases.empty() ? "the logits" : "the logits, or the logits with their biases,");
+        }
+        Candidates candidates{0};
         std::vector<llama_token_data> & room = candidates.list;
-        bool finite = true;
+        bool done = false;
+        if (Status status = pick_of_few(box, row, size_t(n_vocab), biases, room, out, done); done || !status.ok()) {
+            return status;
+        }
+        room.resize(size_t(n_vocab));
         for (int32_t token = 0; token < n_vocab; ++token) {
             room[size_t(token)] = {token, row[token], 0.0f};
-            finite &= row[token] < INFINITY;
         }
         for (const llama_logit_bias & bias : biases) {
-            float & logit = room[size_t(bias.token)].logit;
-            logit += bias.bias;
-            finite &= logit < INFINITY;
+            room[size_t(bias.token)].logit += bias.bias;
         }
-        return finite ? pick(box, {room.data(), size_t(n_vocab), -1, false}, out)
-                      : not_finite(biases.empty() ? "the logits" : "the logits, or the logits with their biases,");
+        return pick(box, {room.data(), size_t(n_vocab), -1, false}, out);
+    });
+}
+
+Status sampler_rule_out(SamplerBox & box, llama_token_data_array & array) noexcept {
+    if (box.grammars.empty()) {
+        return {};
+    }
+    return budgeted(grammar_budget(array.size), Code::invalid_grammar, [&]() -> Status {
+        Status status = check_alive(box);
+        for (llama_sampler * grammar : box.grammars) {
+            if (status.ok()) {
+                llama_sampler_apply(grammar, &array);
+            }
+        }
+        return status;
     });
 }
 
@@ -343,18 +389,15 @@ Status sampler_rule_out(SamplerBox & box, std::vector<float> & row) noexcept {
     if (box.grammars.empty()) {
         return {};
     }
-    return budgeted(grammar_budget(row.size()), Code::invalid_grammar, [&]() -> Status {
-        if (Status status = check_alive(box); !status.ok()) {
-            return status;
-        }
+    return guarded(Code::invalid_grammar, [&]() -> Status {
         Candidates candidates(row.size());
         std::vector<llama_token_data> & room = candidates.list;
         for (size_t token = 0; token < row.size(); ++token) {
             room[token] = {llama_token(token), row[token], 0.0f};
         }
         llama_token_data_array array = {room.data(), room.size(), -1, false};
-        for (llama_sampler * grammar : box.grammars) {
-            llama_sampler_apply(grammar, &array);
+        if (Status status = sampler_rule_out(box, array); !status.ok()) {
+            return status;
         }
         for (size_t k = 0; k < array.size; ++k) {
             row[size_t(array.data[k].id)] = array.data[k].logit;
@@ -385,7 +428,7 @@ Status sampler_apply(SamplerBox & box, llama_token_data_array & array) noexcept 
         if (Status status = check_alive(box); !status.ok()) {
             return status;
         }
-        return apply(box, array);
+        return within_budget(box, array.size, [&] { llama_sampler_apply(box.ptr, &array); });
     });
 }
 

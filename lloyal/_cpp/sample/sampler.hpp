@@ -5,6 +5,7 @@
 #include "core/handles.hpp"
 #include "core/pattern.hpp"
 #include "core/status.hpp"
+#include "sample/shortlist.hpp"
 
 #include "llama.h"
 
@@ -27,6 +28,8 @@ struct SamplerBox {
     bool was_attached = false;
 
     // Found once, again after every change of the chain.
+    std::vector<llama_sampler *> leaves; // its samplers, or itself
+    Beginning beginning;
     std::vector<llama_sampler *> grammars;
     std::vector<std::vector<PatternSearch>> searches; // of each grammar; empty: made when a token comes
     int32_t n_vocab = 0;                              // token ids must be below; 0: any
@@ -102,6 +105,7 @@ Status pick_row(SamplerBox & box, const float * row, int32_t n_vocab, const std:
                 Picked & out) noexcept;
 
 // What its grammars do not allow becomes -inf.
+Status sampler_rule_out(SamplerBox & box, llama_token_data_array & array) noexcept;
 Status sampler_rule_out(SamplerBox & box, std::vector<float> & row) noexcept;
 
 // Let the sampler work on candidates; they must be at least one, with finite logits or -inf.

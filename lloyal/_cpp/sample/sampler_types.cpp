@@ -192,6 +192,15 @@ std::vector<llama_sampler *> sampler_leaves(llama_sampler * sampler) {
     return leaves;
 }
 
+bool sampler_times(const llama_sampler * sampler) {
+    if (sampler_type(sampler) != SamplerType::chain) {
+        return false;
+    }
+    const llama_sampler_chain & chain = chain_of(sampler);
+    return !chain.params.no_perf || std::any_of(chain.samplers.begin(), chain.samplers.end(),
+                                                [](const auto & link) { return sampler_times(link.ptr); });
+}
+
 int32_t sampler_depth(const llama_sampler * sampler) {
     if (sampler_type(sampler) != SamplerType::chain) {
         return 0;
@@ -237,6 +246,35 @@ int32_t sampler_n_vocab(const llama_sampler * sampler) {
         default: break;
     }
     return vocab ? llama_vocab_n_tokens(vocab) : 0;
+}
+
+size_t sampler_keeps(const llama_sampler * sampler) {
+    switch (sampler_type(sampler)) {
+        case SamplerType::greedy: return 1;
+        case SamplerType::top_k: return size_t(std::max(0, of<llama_sampler_top_k>(sampler).k));
+        default: return 0;
+    }
+}
+
+bool sampler_raises(const llama_sampler * sampler, std::vector<llama_token> & tokens) {
+    switch (sampler_type(sampler)) {
+        case SamplerType::empty:
+        case SamplerType::grammar: return true;
+        case SamplerType::dry: return of<llama_sampler_dry>(sampler).dry_multiplier >= 0.0f;
+        case SamplerType::penalties: {
+            const auto & penalties = of<llama_sampler_penalties>(sampler);
+            return penalties.penalty_repeat >= 1.0f && penalties.penalty_freq >= 0.0f &&
+                   penalties.penalty_present >= 0.0f;
+        }
+        case SamplerType::logit_bias:
+            for (const llama_logit_bias & bias : of<llama_sampler_logit_bias>(sampler).logit_bias) {
+                if (!(bias.bias <= 0.0f)) {
+                    tokens.push_back(bias.token);
+                }
+            }
+            return true;
+        default: return false;
+    }
 }
 
 BackendEffect sampler_backend_effect(const llama_sampler * sampler) {

@@ -39,6 +39,9 @@ SamplerType sampler_type(const llama_sampler * sampler);
 // The samplers of a chain, or the sampler itself; chains inside chains are opened.
 std::vector<llama_sampler *> sampler_leaves(llama_sampler * sampler);
 
+// Whether it measures how long it takes, as chains do if asked.
+bool sampler_times(const llama_sampler * sampler);
+
 // How deep chains are nested in it: 0 without one.
 int32_t sampler_depth(const llama_sampler * sampler);
 
@@ -50,6 +53,11 @@ bool sampler_seed(const llama_sampler * sampler, uint32_t & seed);
 
 // The vocabulary size the sampler was made for, 0 if it does not care.
 int32_t sampler_n_vocab(const llama_sampler * sampler);
+
+// How many of the largest logits are all that a sampler leaves: 0 if it is not of that kind.
+size_t sampler_keeps(const llama_sampler * sampler);
+// Whether a sampler does to each token what it would do without the others, and raises no logit but those that it appends.
+bool sampler_raises(const llama_sampler * sampler, std::vector<llama_token> & tokens);
 
 // What a sampler that runs on a back end does to the candidates there.
 struct BackendEffect {
