@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from twins import Library, arguments, sample_seconds
 
 import lloyal
 from lloyal import BranchStore, Sampling
-from lloyal.bench import alternate, ratio, timed
+from lloyal.bench import Timing, alternate, ratio, timed
 
 GREEDY = Sampling(temperature=0)
 CHAIN = Sampling(temperature=0.8, top_k=40, top_p=0.95, min_p=0, repeat_penalty=1.1, seed=1)
@@ -32,14 +32,15 @@ GBNF = 'root ::= "{" [^{}]* "}"'
 def main() -> int:
     parser = arguments(__doc__)
     parser.add_argument("--model", type=Path, default=Path(lloyal.models.path("nano")))
-    parser.add_argument("--rounds", type=int, default=21)
+    parser.add_argument("--contexts", type=int, default=5, help="each with as many rounds")
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--tokens", "-n", type=int, default=32, help="steps of one round")
     parser.add_argument("--branches", type=int, nargs="*", default=[1, 16, 64])
     options = parser.parse_args()
     library = Library(options.twins, thread_time=options.thread_time)
     figures: dict[str, Any] = {"model": options.model.name}
     with lloyal.Model(options.model, use_extra_bufts=False) as model:
-        figures["steps"] = steps(model, options.model, library, options)
+        figures["steps"] = steps(model, library, options)
         figures["speed_up"] = speed_up(figures["steps"])
         figures["chain"] = chain_cost(model, library)
         figures["generate_8"] = generate_8(model, library, options)
@@ -57,38 +58,36 @@ def context(model: lloyal.Model, n_seq_max: int, n_ctx: int = N_CTX) -> lloyal.C
     )
 
 
-def steps(model: lloyal.Model, path: Path, library: Library, options: Any) -> dict[str, Any]:
-    """Every measurement in a context of its own: which pages a cache gets is worth 20 %, for as long as it lives."""
+def steps(model: lloyal.Model, library: Library, options: Any) -> dict[str, Any]:
+    """Both sides in one context, and several contexts: which pages a cache gets is worth 20 %, as long as it lives."""
     prompt = model.vocab.tokenize('def fibonacci(n):\n    """Return the n-th number."""\n')
     found = {}
     for n in options.branches:
-        with context(model, n + 1) as ctx:
-            flash_attn = bool(ctx.flash_attn)
-
-        def twin(picking: str, n: int = n, flash_attn: bool = flash_attn) -> tuple[float, list[list[int]]]:
-            opened = library.open(path, n_ctx=N_CTX, n_seq_max=n + 1, flash_attn=flash_attn)
-            opened.branches(prompt, n, 2, picking)  # pages are there, and threads
-            measured = opened.branches(prompt, n, options.tokens, picking)
-            opened.close()
-            return measured
-
-        def ours(sampling: Sampling, n: int = n) -> tuple[float, list[list[int]]]:
+        values: dict[str, tuple[float, ...]] = {}
+        same = []
+        for _ in range(options.contexts):
             with context(model, n + 1) as ctx:
-                stepped(ctx, prompt, n, 2, sampling, library.clock)
-                return stepped(ctx, prompt, n, options.tokens, sampling, library.clock)
+                same.append(ours(ctx, prompt, n, options.tokens, GREEDY, library)[1]
+                            == twins(ctx, prompt, n, options.tokens, "greedy", library)[1])  # fmt: skip
 
-        timings = alternate(
-            {
-                "none, c++": lambda twin=twin: twin("none")[0],
-                "greedy, c++": lambda twin=twin: twin("greedy")[0],
-                "chain, c++": lambda twin=twin: twin("chain")[0],
-                "greedy": lambda ours=ours: ours(GREEDY)[0],
-                "chain": lambda ours=ours: ours(CHAIN)[0],
-            },
-            options.rounds,
-        )
+                def twin(picking: str, ctx: lloyal.Context = ctx, n: int = n) -> float:
+                    return twins(ctx, prompt, n, options.tokens, picking, library)[0]
+
+                def our(sampling: Sampling, ctx: lloyal.Context = ctx, n: int = n) -> float:
+                    return ours(ctx, prompt, n, options.tokens, sampling, library)[0]
+
+                measured = alternate(
+                    {
+                        "none, c++": partial(twin, "none"), "greedy, c++": partial(twin, "greedy"),
+                        "chain, c++": partial(twin, "chain"), "greedy": partial(our, GREEDY),
+                        "chain": partial(our, CHAIN),
+                    },
+                    options.rounds,
+                )  # fmt: skip
+            values = {name: (*values.get(name, ()), *timing.values) for name, timing in measured.items()}
+        timings = {name: Timing(seconds) for name, seconds in values.items()}
         found[n] = {
-            "same_tokens": ours(GREEDY)[1] == twin("greedy")[1],
+            "same_tokens": all(same),
             "tokens_per_second": {name: n * options.tokens / t.median for name, t in timings.items()},
             "greedy / none, c++": ratio(timings["none, c++"], timings["greedy"]).as_json(),
             "greedy / greedy, c++": ratio(timings["greedy, c++"], timings["greedy"]).as_json(),
@@ -97,8 +96,17 @@ def steps(model: lloyal.Model, path: Path, library: Library, options: Any) -> di
     return found
 
 
-def stepped(
-    ctx: lloyal.Context, prompt: list[int], n: int, count: int, sampling: Sampling, clock: Callable[[], float]
+def twins(
+    ctx: lloyal.Context, prompt: list[int], n: int, count: int, picking: str, library: Library
+) -> tuple[float, list[list[int]]]:
+    twin = library.borrow(ctx)
+    measured = twin.branches(prompt, n, count, picking)
+    twin.close()
+    return measured
+
+
+def ours(
+    ctx: lloyal.Context, prompt: list[int], n: int, count: int, sampling: Sampling, library: Library
 ) -> tuple[float, list[list[int]]]:
     """Seconds of `count` steps of `n` branches of one prompt, and their tokens."""
     with BranchStore(ctx) as store:
@@ -115,7 +123,7 @@ def stepped(
             for _ in range(count):
                 tokens.append(store.step(branches))
 
-        seconds = timed(loop, clock)
+        seconds = timed(loop, library.clock)
     return seconds, np.asarray(tokens).T.tolist()
 
 

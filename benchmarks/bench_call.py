@@ -51,17 +51,23 @@ def generated_model(folder: Path) -> Path:
 
 
 def measure(path: Path, library: Library, rounds: int, n: int) -> dict[str, object]:
-    twin = library.open(path, n_ctx=N_CTX)
     with (
-        lloyal.Model(path) as model,
+        lloyal.Model(path, use_extra_bufts=False) as model,
         lloyal.Context(model, n_ctx=N_CTX, n_batch=512, n_ubatch=512, n_seq_max=1, n_threads=1) as ctx,
     ):
+        twin = library.borrow(ctx)  # in the same pages
 
         def python() -> float:
             return python_loop(ctx, n, library.clock)[0]
 
-        loop = alternate({"python": python, "c++": lambda: twin.generate(PROMPT, n)[0]}, rounds)
-        tokens, expected = python_loop(ctx, n, library.clock)[1], twin.generate(PROMPT, n)[1]
+        def plain() -> float:
+            ctx.memory.clear()
+            return twin.generate(PROMPT, n)[0]
+
+        loop = alternate({"python": python, "c++": plain}, rounds)
+        tokens = python_loop(ctx, n, library.clock)[1]
+        ctx.memory.clear()
+        expected = twin.generate(PROMPT, n)[1]
         if tokens != expected:
             raise SystemExit(f"the two sides disagree: {tokens} and {expected}")
         view = alternate({"view": lambda: take_views(ctx)}, 41)["view"]

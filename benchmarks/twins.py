@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-import lloyal  # noqa: F401  loads the libraries the twins are linked with
+import lloyal  # loads the libraries the twins are linked with
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILT = ROOT / "build" / "benchmarks" / "libtwins.so"
@@ -19,6 +19,7 @@ BUILT = ROOT / "build" / "benchmarks" / "libtwins.so"
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "use_thread_time": (None, ct.c_bool),
     "twin_open": (ct.c_void_p, ct.c_char_p, ct.c_uint32, ct.c_uint32, ct.c_uint32, ct.c_uint32, ct.c_bool),
+    "twin_borrow": (ct.c_void_p, ct.c_void_p),
     "twin_close": (None, ct.c_void_p),
     "twin_generate": (ct.c_int64, ct.c_void_p, ct.c_void_p, ct.c_int32, ct.c_int32, ct.c_void_p),
     "twin_branches": (
@@ -87,17 +88,24 @@ class Library:
         n_seq_max: int = 1,
         flash_attn: bool = True,
     ) -> Twin:
-        return Twin(self.calls, model, n_ctx, n_batch, n_ubatch, n_seq_max, flash_attn)
+        handle = self.calls.twin_open(str(model).encode(), n_ctx, n_batch, n_ubatch, n_seq_max, flash_attn)
+        if not handle:
+            raise RuntimeError(f"the twin cannot open {model}")
+        return Twin(self.calls, handle)
+
+    def borrow(self, ctx: lloyal.Context) -> Twin:
+        """A twin in the context of our side: the same pages, and none of ours in its way. Clear it before and after."""
+        # The handle is the first that ContextBase holds, behind the object's head and the table of its methods.
+        handle = ct.c_void_p.from_address(id(ctx) + object.__basicsize__ + ct.sizeof(ct.c_void_p)).value
+        return Twin(self.calls, self.calls.twin_borrow(handle))
 
 
 class Twin:
     """A model and a context that only C++ touches. Times are in seconds."""
 
-    def __init__(self, calls: Any, model: Path, *parameters: int) -> None:
+    def __init__(self, calls: Any, handle: int) -> None:
         self._calls = calls
-        self._handle = calls.twin_open(str(model).encode(), *parameters)
-        if not self._handle:
-            raise RuntimeError(f"the twin cannot open {model}")
+        self._handle = handle
         self._blob = np.zeros(0, dtype=np.uint8)
         self._blob_size = 0
 

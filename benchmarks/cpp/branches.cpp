@@ -31,6 +31,7 @@ enum Picking : int32_t { none = 0, greedy, chain };
 // "none" each step reads the same tokens, as llama-batched-bench does.
 TWIN_API int64_t twin_branches(Twin * twin, const int32_t * prompt, int32_t n_prompt, int32_t n_branches, int32_t n,
                                int32_t picking, int32_t * out) {
+    const Bare bare(twin->ctx);
     llama_memory_t memory = llama_get_memory(twin->ctx);
     llama_memory_clear(memory, false);
     const int32_t n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(twin->model));
@@ -77,6 +78,7 @@ TWIN_API int64_t twin_branches(Twin * twin, const int32_t * prompt, int32_t n_pr
     llama_synchronize(twin->ctx);
     ns = clock.ns();
     llama_batch_free(batch);
+    llama_memory_clear(memory, false);
     return ns;
 }
 

@@ -1,6 +1,10 @@
 // The token loop a C++ program would write: decode, pick the largest logit, decode that.
 #include "twin.hpp"
 
+#include "core/handles.hpp"
+
+#include "llama-context.h"
+
 #include <algorithm>
 #include <vector>
 
@@ -8,8 +12,20 @@ TWIN_API void use_thread_time(bool on) {
     clock_in_use = on ? CLOCK_THREAD_CPUTIME_ID : CLOCK_MONOTONIC;
 }
 
+Bare::Bare(llama_context * ctx) : ctx_(ctx), callback_(ctx->abort_callback), data_(ctx->abort_callback_data) {
+    llama_set_abort_callback(ctx_, nullptr, nullptr);
+}
+
+Bare::~Bare() {
+    llama_set_abort_callback(ctx_, callback_, data_);
+}
+
 TWIN_API void twin_close(Twin * twin) {
     const Quiet quiet;
+    if (twin->borrowed) {
+        delete twin;
+        return;
+    }
     llama_free(twin->ctx);
     llama_model_free(twin->model);
     delete twin;
@@ -46,9 +62,15 @@ TWIN_API Twin * twin_open(const char * path, uint32_t n_ctx, uint32_t n_batch, u
     return twin;
 }
 
+// The context of lloyal's own, so that both sides work in the same pages. Its rows are the twin's until it is closed.
+TWIN_API Twin * twin_borrow(lloyal::ContextBox * box) {
+    return new Twin{const_cast<llama_model *>(llama_get_model(box->ptr)), box->ptr, true};
+}
+
 // Read `prompt` into an empty memory, then `n` times: pick, and decode what was picked. Nanoseconds of the second part,
 // or a negative code of llama.cpp's.
 TWIN_API int64_t twin_generate(Twin * twin, const int32_t * prompt, int32_t n_prompt, int32_t n, int32_t * out) {
+    const Bare bare(twin->ctx);
     llama_memory_clear(llama_get_memory(twin->ctx), false);
     const int32_t n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(twin->model));
     std::vector<int32_t> tokens(prompt, prompt + n_prompt);
@@ -65,5 +87,7 @@ TWIN_API int64_t twin_generate(Twin * twin, const int32_t * prompt, int32_t n_pr
         }
     }
     llama_synchronize(twin->ctx);
-    return clock.ns();
+    const int64_t ns = clock.ns();
+    llama_memory_clear(llama_get_memory(twin->ctx), false);
+    return ns;
 }

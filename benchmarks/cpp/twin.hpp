@@ -11,6 +11,20 @@
 struct Twin {
     llama_model * model = nullptr;
     llama_context * ctx = nullptr;
+    bool borrowed = false; // lloyal's, see twin_borrow
+};
+
+// While one lives, a context computes as llama.cpp's own do: without asking at every node whether to stop.
+class Bare {
+  public:
+    explicit Bare(llama_context * ctx);
+    Bare(const Bare &) = delete;
+    ~Bare();
+
+  private:
+    llama_context * ctx_;
+    bool (*callback_)(void *);
+    void * data_;
 };
 
 // While one lives, llama.cpp logs nothing: its log goes to whoever else is in the process.

@@ -64,11 +64,9 @@ class Branch(native.BranchBase):
         "_seed",
         "_shows",
         "_steering",
-        "_steers",
         "fork_head",
         "name",
         "parent",
-        "store",
     )
 
     store: BranchStore
@@ -81,7 +79,6 @@ class Branch(native.BranchBase):
     _sampling: Sampling | None
     _seed: int | None  # in place of the sampling's
     _shows: bool  # the sampler sees other logits than its own
-    _steers: bool  # something is to be done before it picks
     _begin: int  # where the prompt ends and the generated text begins
     _first_at: int  # where the chain stands that a rewind begins with
 

@@ -153,8 +153,7 @@ class BranchStore:
         Releases the GIL, but for steering and logits processors, which are called before.
         """
         chosen = self.live if branches is None else list(branches)
-        # One pass: it is the most that Python does for a token.
-        if self._closed or [b for b in chosen if type(b) is not Branch or b._steers or b.store is not self]:
+        if self._closed or not native.steps_alone(chosen, self):
             self._check(chosen)
             for branch in chosen:
                 if branch._steers:
@@ -338,7 +337,7 @@ class BranchStore:
         for i, branch in enumerate(branches):
             if not isinstance(branch, Branch):
                 raise TypeError(f"{branch!r} is no Branch")
-            if not hasattr(branch, "store"):
+            if branch.store is None:
                 raise Closed("a branch was not made by a store")
             if branch.store is not self:
                 what = "store" if branch.store.ctx is self.ctx else "context"

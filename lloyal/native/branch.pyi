@@ -11,7 +11,7 @@ from typing_extensions import Buffer
 
 BufferLike = Buffer | NDArray[Any]
 
-__all__ = ["BranchBase", "LogitsRow", "read", "step", "unseated"]
+__all__ = ["BranchBase", "LogitsRow", "read", "step", "steps_alone", "unseated"]
 
 class LogitsRow:
     """One row of logits that nobody changes any more, as a read-only buffer of float32."""
@@ -54,6 +54,9 @@ class BranchBase:
     @property
     def ended(self) -> bool:
         """The last step picked a token that ends the text. It was not read."""
+
+def steps_alone(branches: Sequence[BranchBase], store: object) -> bool:
+    """Whether these are branches of that store, and none has anything to do in Python before it picks."""
 
 def step(ctx: ContextBase, branches: Sequence[BranchBase]) -> list[int]:
     """Pick, accept and read one token in each branch: all or none. Releases the GIL."""

@@ -23,7 +23,7 @@ from lloyal.llama.status cimport check
 
 from lloyal.errors import Closed
 
-__all__ = ["BranchBase", "LogitsRow", "read", "step", "unseated"]
+__all__ = ["BranchBase", "LogitsRow", "read", "step", "steps_alone", "unseated"]
 
 cdef object _KEY = object()  # a bare __new__ would make one that points nowhere
 
@@ -53,6 +53,8 @@ cdef class BranchBase:
 
     cdef cbranch.BranchHandle handle
     cdef object __weakref__
+    cdef public object store  # of whoever made it
+    cdef public bint _steers  # something in Python is to be done before it picks
 
     cdef cbranch.BranchHandle pin(self) except *:
         if not self.handle:
@@ -314,6 +316,18 @@ cdef int _pin_all(object branches, vector[cbranch.BranchHandle]& out) except -1:
         branch = <BranchBase?>item
         out.push_back(branch.pin())
     return 0
+
+
+def steps_alone(branches: Sequence[BranchBase], store: object) -> bool:
+    """Whether these are branches of that store, and none has anything to do in Python before it picks."""
+    cdef BranchBase branch
+    for item in branches:
+        if not isinstance(item, BranchBase):
+            return False
+        branch = item
+        if branch._steers or branch.store is not store:
+            return False
+    return True
 
 
 def step(ContextBase ctx not None, branches: Sequence[BranchBase]) -> list[int]:

@@ -16,6 +16,7 @@ import pytest
 import lloyal
 from lloyal import errors
 from lloyal.checkpoint import format as checkpoint_format
+from lloyal.native.checkpoint import abort_arm
 from tests.abuse.models import write
 from tests.checkpoints.raw_state import parse
 from tests.decode import distance, feed, some
@@ -430,3 +431,20 @@ def test_compaction_loses_nothing(name: str, unified: bool, load: Load, new_cont
     got = feed(ctx, (0, n + 1, [7]), (1, n + 1, [7]))
     for row, token in zip(got, (5, 6), strict=True):
         assert distance(row, next_logits(model, new_context, [*some(n), token, 7])) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["mamba2", "lfm2", "falcon-h1", "qwen35"])
+def test_a_new_sequence_begins_with_nothing_after_a_stop(name: str, load: Load, new_context: Make) -> None:
+    """Cells between those of a batch count as set to zero before they are."""
+    model = load(name)
+    ctx = new_context(model, n_seq_max=8)
+    feed(ctx, *((seq, 0, some(9, seq)) for seq in range(8)))
+    for seq in (1, 2, 4, 5, 6):
+        ctx.memory.seq_rm(seq)
+    abort_arm(1)
+    with pytest.raises(errors.Aborted):
+        feed(ctx, (0, 9, some(1)), (3, 9, some(1)), (7, 9, some(1)))
+    abort_arm(-1)
+    for seq in (1, 2, 4, 5, 6, 0):
+        text = some(5, 100 + seq)
+        assert distance(feed(ctx, (seq, 0, text))[0], next_logits(model, new_context, text)) < TOLERANCE, seq

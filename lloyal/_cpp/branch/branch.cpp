@@ -64,7 +64,11 @@ SamplerHandle sampler_to_change(BranchBox & branch) {
     }
     SamplerHandle copy = branch.spare.use_count() == 1 ? std::move(branch.spare) : nullptr;
     if (copy) {
-        copy_native(now.ptr, copy->ptr);
+        if (branch.spare_lacks) {
+            follow_native(now.leaves, copy->leaves, *branch.spare_lacks);
+        } else {
+            copy_native(now.ptr, copy->ptr);
+        }
         copy->searches.clear();
     } else {
         copy = std::make_shared<SamplerBox>(clone_native(now.ptr), now.models);
@@ -75,9 +79,10 @@ SamplerHandle sampler_to_change(BranchBox & branch) {
     return copy;
 }
 
-void sampler_changed(BranchBox & branch, SamplerHandle changed) noexcept {
+void sampler_changed(BranchBox & branch, SamplerHandle changed, std::optional<llama_token> accepted) noexcept {
     if (changed != branch.sampler) {
         branch.spare = std::exchange(branch.sampler, std::move(changed));
+        branch.spare_lacks = branch.seed ? std::nullopt : accepted; // new seeds are more than a pick
         branch.seed.reset();
         if (branch.spare.use_count() > 1 || !branch.spare->grammars.empty()) {
             branch.spare.reset(); // a fork's; or the rules would be copied all the same
@@ -108,14 +113,16 @@ Status pick_with(const BranchBox & branch, SamplerBox & sampler, Picked & out) {
     return pick_row(sampler, row.data(), int32_t(row.size()), branch.biases ? *branch.biases : none, out);
 }
 
-Token accepted_token(const BranchBox & branch, llama_token token) {
+Token accepted_token(const BranchBox & branch, llama_token token, const Picked & picked, bool from_row) {
     Token record;
     record.id = token;
     record.accepted = true;
-    record.probability = branch.picked.token == token ? branch.picked.probability : -1.0f;
+    record.probability = picked.token == token ? picked.probability : -1.0f;
     record.log_prob = std::numeric_limits<double>::quiet_NaN();
     if (branch.row && token >= 0 && size_t(token) < branch.row->size()) {
-        record.log_prob = (*branch.row)[size_t(token)] - log_sum_exp(branch.row->data(), branch.row->size());
+        const Row & row = *branch.row;
+        record.log_prob = row[size_t(token)] - (from_row ? log_sum_exp(row.data(), row.size(), picked.largest)
+                                                         : log_sum_exp(row.data(), row.size()));
     }
     return record;
 }
@@ -180,7 +187,7 @@ Status branch_sample(ContextBox & box, BranchBox & branch, llama_token & out) no
         if (Status status = pick_with(branch, *sampler, picked); !status.ok()) {
             return status;
         }
-        sampler_changed(branch, std::move(sampler));
+        sampler_changed(branch, std::move(sampler), LLAMA_TOKEN_NULL);
         branch.picked = picked;
         out = picked.token;
         return {};
@@ -202,9 +209,9 @@ Status branch_accept(ContextBox & box, BranchBox & branch, llama_token token) no
                 return status;
             }
         }
-        const Token record = accepted_token(branch, token);
+        const Token record = accepted_token(branch, token, branch.picked);
         if (sampler) {
-            sampler_changed(branch, std::move(sampler));
+            sampler_changed(branch, std::move(sampler), token);
         }
         branch.accepted = record;
         return {};

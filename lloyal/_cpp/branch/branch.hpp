@@ -42,6 +42,7 @@ struct BranchBox {
     std::shared_ptr<Row> spare_row;   // room for the next one
     SamplerHandle sampler;            // shared ones are never changed; null: whoever commits picks
     SamplerHandle spare;              // what `sampler` was before its last change, to be used again
+    std::optional<llama_token> spare_lacks; // a pick and this token, if that is all (follow_native)
     SamplerHandle first;              // as it was at some earlier token: what a rewind begins with
     std::shared_ptr<const std::vector<llama_logit_bias>> biases;
     std::optional<uint32_t> seed;  // to be given to the sampler before it picks again
@@ -127,13 +128,14 @@ template <typename F> Status for_branch(const ContextBox & box, const BranchBox 
     });
 }
 
-// What steps are made of; it may throw. A sampler of its own that may be changed, and taking it over once everything has gone well.
+// What steps are made of; it may throw. A sampler of its own that may be changed, and taking it over once everything has gone well:
+// after a pick at most, and `accepted` (LLAMA_TOKEN_NULL: no token) or, without it, more than one.
 SamplerHandle sampler_to_change(BranchBox & branch);
-void sampler_changed(BranchBox & branch, SamplerHandle changed) noexcept;
+void sampler_changed(BranchBox & branch, SamplerHandle changed, std::optional<llama_token> accepted) noexcept;
 // Pick from its logits with that sampler.
 Status pick_with(const BranchBox & branch, SamplerBox & sampler, Picked & out);
-// The record of a token that is accepted now.
-Token accepted_token(const BranchBox & branch, llama_token token);
+// The record of a token that is accepted now; `picked` says how, and with `from_row` it was from the row of now.
+Token accepted_token(const BranchBox & branch, llama_token token, const Picked & picked, bool from_row = false);
 // Tokens of its own, with room for `n` more.
 Tokens & tokens_to_change(BranchBox & branch, size_t n);
 

@@ -34,9 +34,13 @@ Status waits(const Token & accepted) {
                   text("token ", accepted.id, " was accepted and waits to be read: read it first"));
 }
 
-Status check_apart(std::vector<const BranchBox *> branches) {
-    std::sort(branches.begin(), branches.end());
-    return std::adjacent_find(branches.begin(), branches.end()) == branches.end()
+Status check_apart(const std::vector<BranchHandle> & branches) {
+    std::vector<const BranchBox *> named;
+    for (const BranchHandle & branch : branches) {
+        named.push_back(branch.get());
+    }
+    std::sort(named.begin(), named.end());
+    return std::adjacent_find(named.begin(), named.end()) == named.end()
                ? Status()
                : Status(Code::invalid_argument, "a branch is named twice: it can take one step at a time");
 }
@@ -179,9 +183,10 @@ void publish(Part & part, bool accept, const Token * record) noexcept {
 Status branches_read(ContextBox & box, const std::vector<Reading> & readings, bool accept) noexcept {
     return guarded(Code::decode_failed, [&]() -> Status {
         std::vector<Part> parts;
-        std::vector<const BranchBox *> branches;
+        std::vector<BranchHandle> branches;
         std::vector<std::optional<Token>> records;
         std::vector<SamplerHandle> samplers;
+        std::vector<std::optional<llama_token>> heard; // by the sampler, if it was one token
         for (size_t i = 0; i < readings.size(); ++i) {
             BranchBox & branch = *readings[i].branch;
             if (Status status = check_branch(box, branch); !status.ok()) {
@@ -192,7 +197,7 @@ Status branches_read(ContextBox & box, const std::vector<Reading> & readings, bo
                     return at(i, std::move(status));
                 }
             }
-            branches.push_back(&branch);
+            branches.push_back(readings[i].branch);
             if (readings[i].tokens.empty()) {
                 continue;
             }
@@ -206,18 +211,20 @@ Status branches_read(ContextBox & box, const std::vector<Reading> & readings, bo
             if (passed) {
                 records.back() = branch.accepted;
             } else if (accept) {
-                records.back() = accepted_token(branch, readings[i].tokens[0]);
+                records.back() = accepted_token(branch, readings[i].tokens[0], branch.picked);
             }
+            heard.emplace_back(LLAMA_TOKEN_NULL);
             if (accept && branch.sampler) {
                 samplers.back() = sampler_to_change(branch);
                 for (size_t k = passed; k < readings[i].tokens.size(); ++k) {
                     if (Status status = sampler_accept(*samplers.back(), readings[i].tokens[k]); !status.ok()) {
                         return at(i, std::move(status));
                     }
+                    heard.back() = k == size_t(passed) ? std::optional(readings[i].tokens[k]) : std::nullopt;
                 }
             }
         }
-        if (Status status = check_apart(std::move(branches)); !status.ok()) {
+        if (Status status = check_apart(branches); !status.ok()) {
             return status;
         }
         if (Status status = read_parts(box, parts); !status.ok()) {
@@ -226,7 +233,7 @@ Status branches_read(ContextBox & box, const std::vector<Reading> & readings, bo
         for (size_t i = 0; i < parts.size(); ++i) {
             publish(parts[i], accept, records[i] ? &*records[i] : nullptr);
             if (samplers[i]) {
-                sampler_changed(*parts[i].branch, std::move(samplers[i]));
+                sampler_changed(*parts[i].branch, std::move(samplers[i]), heard[i]);
             }
         }
         return {};
@@ -237,22 +244,21 @@ Status branches_step(ContextBox & box, const std::vector<BranchHandle> & branche
                      std::vector<llama_token> & out) noexcept {
     return guarded(Code::decode_failed, [&]() -> Status {
         const llama_vocab * vocab = llama_model_get_vocab(box.model->ptr);
-        const size_t n = branches.size();
-        std::vector<const BranchBox *> named(n);
-        std::vector<SamplerHandle> samplers(n);
-        std::vector<Picked> picked(n);
-        std::vector<Token> records(n);
-        std::vector<llama_token> made(n);
+        struct Pick {
+            SamplerHandle sampler;
+            Picked picked;
+            Token record;
+            bool ends = false;
+        };
+        std::vector<Pick> picks(branches.size());
         std::vector<Part> parts;
-        std::vector<size_t> reads; // index of each part
-        for (size_t i = 0; i < n; ++i) {
-            named[i] = branches[i].get();
-        }
-        if (Status status = check_apart(std::move(named)); !status.ok()) {
+        if (Status status = check_apart(branches); !status.ok()) {
             return status;
         }
-        for (size_t i = 0; i < n; ++i) {
+        parts.reserve(branches.size());
+        for (size_t i = 0; i < branches.size(); ++i) {
             BranchBox & branch = *branches[i];
+            Pick & pick = picks[i];
             Status status = check_branch(box, branch);
             if (status.ok() && !branch.sampler) {
                 status = Status(Code::invalid_argument, "it has no sampler: set_sampling() first");
@@ -265,36 +271,37 @@ Status branches_step(ContextBox & box, const std::vector<BranchHandle> & branche
                                 "its text has ended: leave it out, or go on by commit() or prefill()");
             }
             if (status.ok()) {
-                samplers[i] = sampler_to_change(branch);
-                status = pick_with(branch, *samplers[i], picked[i]);
+                pick.sampler = sampler_to_change(branch);
+                status = pick_with(branch, *pick.sampler, pick.picked);
             }
-            if (status.ok() && !llama_vocab_is_eog(vocab, picked[i].token)) {
-                status = sampler_accept(*samplers[i], picked[i].token);
-                made[i] = picked[i].token;
-                parts.push_back({&branch, &made[i], 1, nullptr});
-                reads.push_back(i);
+            if (status.ok()) {
+                pick.ends = llama_vocab_is_eog(vocab, pick.picked.token);
+                if (!pick.ends) {
+                    status = sampler_accept(*pick.sampler, pick.picked.token);
+                    pick.record = accepted_token(branch, pick.picked.token, pick.picked, !branch.shown);
+                    parts.push_back({&branch, &pick.picked.token, 1, nullptr});
+                }
             }
             if (!status.ok()) {
                 return at(i, std::move(status));
             }
         }
-        for (const size_t i : reads) {
-            records[i] = accepted_token(*branches[i], picked[i].token);
-            records[i].probability = picked[i].probability;
-        }
+        std::vector<llama_token> made(branches.size());
         if (Status status = read_parts(box, parts); !status.ok()) {
             return status;
         }
-        for (size_t k = 0; k < parts.size(); ++k) {
-            publish(parts[k], true, &records[reads[k]]);
-        }
-        for (size_t i = 0; i < n; ++i) {
-            sampler_changed(*branches[i], std::move(samplers[i]));
-            if (llama_vocab_is_eog(vocab, picked[i].token)) {
-                made[i] = picked[i].token;
-                branches[i]->picked = picked[i];
-                branches[i]->ended = true;
+        auto part = parts.begin();
+        for (size_t i = 0; i < branches.size(); ++i) {
+            Pick & pick = picks[i];
+            BranchBox & branch = *branches[i];
+            made[i] = pick.picked.token;
+            if (pick.ends) {
+                branch.picked = pick.picked;
+                branch.ended = true;
+            } else {
+                publish(*part++, true, &pick.record);
             }
+            sampler_changed(branch, std::move(pick.sampler), pick.ends ? LLAMA_TOKEN_NULL : made[i]);
         }
         out = std::move(made);
         return {};

@@ -7,6 +7,7 @@
 #include "llama-batch.h"
 #include "llama-context.h"
 #include "llama-kv-cache.h"
+#include "llama-memory-recurrent.h"
 #include "llama-model.h"
 
 #include <algorithm>
@@ -182,6 +183,12 @@ void take_back(ContextBox & box, const Batch & batch, const std::vector<StateCel
             } else if (!held) {
                 box.memory->seq_rm(seq, batch.pos(i), -1);
             }
+        }
+    }
+    // Empty cells between those of the batch count as set to zero, which may not have happened.
+    for (size_t i = 0; box.map.recurrent && i < box.map.recurrent->cells.size(); ++i) {
+        if (box.map.recurrent->cells[i].is_empty()) {
+            box.map.recurrent->cells[i].src = -1;
         }
     }
 }

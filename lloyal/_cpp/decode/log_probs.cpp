@@ -58,10 +58,11 @@ double log_sum_exp(const float * row, size_t n) {
     if (!best.finite) {
         return std::numeric_limits<double>::quiet_NaN();
     }
-    if (best.value == -INFINITY) {
-        return -INFINITY;
-    }
-    return double(best.value) + std::log(sum_of_exp(row, n, best.value));
+    return log_sum_exp(row, n, best.value);
+}
+
+double log_sum_exp(const float * row, size_t n, float largest) {
+    return largest == -INFINITY ? -INFINITY : double(largest) + std::log(sum_of_exp(row, n, largest));
 }
 
 std::vector<LogProb> most_probable(const float * row, size_t n, size_t count) {

@@ -335,18 +335,19 @@ Status pick_row(SamplerBox & box, const float * row, int32_t n_vocab, const std:
         if (Status status = check_vocab(box, n_vocab); !status.ok()) {
             return status;
         }
+        const Largest best = largest(row, size_t(n_vocab));
+        out.largest = best.value;
         if (box.greedy && biases.empty()) { // the array of candidates would cost ten times the search
-            const Largest best = largest(row, size_t(n_vocab));
             if (!best.finite) {
                 return not_finite("the logits");
             }
             if (!(best.value > -INFINITY)) {
                 return ruled_out();
             }
-            out = {llama_token(best.index)};
+            out.token = llama_token(best.index);
             return {};
         }
-        bool finite = largest(row, size_t(n_vocab)).finite;
+        bool finite = best.finite;
         for (const llama_logit_bias & bias : biases) {
             finite &= row[bias.token] + bias.bias < INFINITY;
         }

@@ -100,6 +100,7 @@ Status sample_row(SamplerBox & box, const float * row, int32_t n_vocab, llama_to
 struct Picked {
     llama_token token = LLAMA_TOKEN_NULL;
     float probability = 1.0f; // among what the chain left to choose from
+    float largest = 0.0f;     // of the logits, before biases
 };
 Status pick_row(SamplerBox & box, const float * row, int32_t n_vocab, const std::vector<llama_logit_bias> & biases,
                 Picked & out) noexcept;

@@ -427,6 +427,35 @@ void copy_native(const llama_sampler * from, llama_sampler * to) {
     repair_copy(from, to);
 }
 
+void follow_native(const std::vector<llama_sampler *> & from, const std::vector<llama_sampler *> & to,
+                   llama_token token) {
+    for (size_t i = 0; i < from.size(); ++i) {
+        switch (sampler_type(from[i])) {
+            case SamplerType::penalties:
+            case SamplerType::dry:
+                if (token != LLAMA_TOKEN_NULL) {
+                    llama_sampler_accept(to[i], token);
+                }
+                break;
+            case SamplerType::dist:
+                of<DistSampler>(to[i]).seed_cur = of<DistSampler>(from[i]).seed_cur;
+                of<DistSampler>(to[i]).rng = of<DistSampler>(from[i]).rng;
+                break;
+            case SamplerType::empty:
+            case SamplerType::greedy:
+            case SamplerType::top_k:
+            case SamplerType::top_p:
+            case SamplerType::min_p:
+            case SamplerType::typical:
+            case SamplerType::temp:
+            case SamplerType::temp_ext:
+            case SamplerType::top_n_sigma:
+            case SamplerType::logit_bias: break; // remember nothing
+            default: copy_native(from[i], to[i]);
+        }
+    }
+}
+
 void carry_native(const llama_sampler * from, llama_sampler * to, bool generators, bool grammars) {
     const std::vector<llama_sampler *> sources = sampler_leaves(const_cast<llama_sampler *>(from));
     std::vector<bool> used(sources.size(), false);

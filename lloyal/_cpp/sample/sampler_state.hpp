@@ -21,6 +21,11 @@ llama_sampler * clone_native(const llama_sampler * sampler);
 // llama_sampler_copy with the same repair. Both must have the same configuration.
 void copy_native(const llama_sampler * from, llama_sampler * to);
 
+// The same where `to` was equal before the last pick of `from` and one token that it has accepted (LLAMA_TOKEN_NULL: none): what
+// remembers tokens accepts this one too. The leaves of both.
+void follow_native(const std::vector<llama_sampler *> & from, const std::vector<llama_sampler *> & to,
+                   llama_token token);
+
 // For the samplers that both have, whatever their parameters: random generators (and what else moves with every draw), and
 // where grammars of the same rules stand.
 void carry_native(const llama_sampler * from, llama_sampler * to, bool generators, bool grammars);
