@@ -35,15 +35,15 @@ struct Seat; // seat.hpp
 
 struct BranchBox {
     ContextHandle context;
-    std::shared_ptr<Seat> seat;       // null: nothing read yet
-    std::shared_ptr<Tokens> tokens;   // shared ones are never changed
-    std::shared_ptr<const Row> row;   // of the token after the last; null: none, or another's
-    std::shared_ptr<const Row> shown; // what the sampler sees instead, where a function has changed it
-    std::shared_ptr<Row> spare_row;   // room for the next one
-    SamplerHandle sampler;            // shared ones are never changed; null: whoever commits picks
-    SamplerHandle spare;              // what `sampler` was before its last change, to be used again
+    std::shared_ptr<Seat> seat;             // null: nothing read yet
+    std::shared_ptr<Tokens> tokens;         // shared ones are never changed
+    std::shared_ptr<const Row> row;         // of the token after the last; null: none, or another's
+    std::shared_ptr<const Row> shown;       // what the sampler sees instead, where a function has changed it
+    std::shared_ptr<Row> spare_row;         // room for the next one
+    SamplerHandle sampler;                  // shared ones are never changed; null: whoever commits picks
+    SamplerHandle spare;                    // what `sampler` was before its last change, to be used again
     std::optional<llama_token> spare_lacks; // a pick and this token, if that is all (follow_native)
-    SamplerHandle first;              // as it was at some earlier token: what a rewind begins with
+    SamplerHandle first;                    // as it was at some earlier token: what a rewind begins with
     std::shared_ptr<const std::vector<llama_logit_bias>> biases;
     std::optional<uint32_t> seed;  // to be given to the sampler before it picks again
     Picked picked;                 // by the last `sample`, from the row of now
