@@ -104,3 +104,31 @@ def test_a_chain_of_forks_is_as_deep_as_one_likes():
             branch = fork
         assert branch.step() >= 0
         kept.release()
+
+
+def test_tokens_of_long_texts_are_shared_and_right():
+    """Blocks of tokens that forks share, at every length around theirs, as lists that nobody shares."""
+    rng = random.Random("blocks")
+    with context("llama", n_ctx=4096, n_seq_max=8) as ctx, BranchStore(ctx, auto_park=True) as store:
+        root = store.create(tokens(700, 1), sampling=GREEDY)
+        texts = {root: tokens(700, 1)}
+        for i in range(120):
+            branch = rng.choice(list(texts))
+            how = rng.choice(["fork", "read", "read", "rewind"])
+            if how == "fork" and len(texts) < 12:
+                texts[branch.fork()] = list(texts[branch])
+            elif how == "rewind":
+                n = rng.choice([1, 1, 2, 255, 256, 257, 300])
+                if n < len(texts[branch]):
+                    branch.rewind(n)
+                    del texts[branch][-n:]
+            else:
+                read = tokens(rng.choice([1, 1, 30, 255, 256, 257]), i)
+                if len(texts[branch]) + len(read) < 1500:
+                    branch.prefill(read)
+                    texts[branch] += read
+            for one, text in texts.items():
+                begin = rng.randrange(len(text))
+                assert one.tokens == text
+                assert one._token_ids_native(begin) == text[begin:]
+                assert [token for token, *_ in one._tokens_native(begin)] == text[begin:]

@@ -264,7 +264,8 @@ class History:
         return Sampling(
             temperature=rng.choice((0.7, 1.3)), top_k=rng.choice((0, 5, 40)), top_p=rng.choice((1.0, 0.9)),
             repeat_penalty=rng.choice((1.0, 1.2)), repeat_last_n=rng.choice((4, 16)),
-            xtc_probability=rng.choice((0.0, 0.5)), dry_multiplier=rng.choice((0.0, 0.0, 0.7)), seed=rng.randrange(1000),
+            xtc_probability=rng.choice((0.0, 0.5)),
+            dry_multiplier=rng.choice((0.0, 0.0, 0.7)), seed=rng.randrange(1000),
         )  # fmt: skip
 
     def op_create(self) -> None:

@@ -90,18 +90,11 @@ void sampler_changed(BranchBox & branch, SamplerHandle changed, std::optional<ll
     }
 }
 
-Tokens & tokens_to_change(BranchBox & branch, size_t n) {
+void own_tokens(BranchBox & branch, size_t n) {
     if (branch.tokens.use_count() > 1) {
-        auto own = std::make_shared<Tokens>();
-        own->reserve(branch.tokens->size() + std::max(n, size_t(64)));
-        own->assign(branch.tokens->begin(), branch.tokens->end());
-        branch.tokens = std::move(own);
+        branch.tokens = std::make_shared<Tokens>(*branch.tokens);
     }
-    const size_t need = branch.tokens->size() + n;
-    if (branch.tokens->capacity() < need) {
-        branch.tokens->reserve(std::max(need, 2 * branch.tokens->size()));
-    }
-    return *branch.tokens;
+    branch.tokens->make_room(n);
 }
 
 Status pick_with(const BranchBox & branch, SamplerBox & sampler, Picked & out) {
@@ -229,15 +222,17 @@ Status branch_rewind(ContextBox & box, BranchBox & branch, int32_t n, int32_t fi
         }
         BranchBox before(branch.context);
         before.be(branch);
-        const std::shared_ptr<Tokens> rest = std::make_shared<Tokens>(branch.tokens->begin(), branch.tokens->end() - n);
+        const auto rest = std::make_shared<Tokens>(branch.tokens->first(branch.tokens->size() - size_t(n)));
         if (branch.sampler && !branch.sampler->greedy) {
             auto again = std::make_shared<SamplerBox>(clone_native(branch.first->ptr), branch.first->models);
-            for (size_t i = size_t(std::max(first_at, 0)); i < rest->size(); ++i) {
-                if ((*rest)[i].accepted) {
-                    if (Status status = sampler_accept(*again, (*rest)[i].id); !status.ok()) {
-                        return status;
-                    }
+            Status status;
+            rest->each(size_t(std::max(first_at, 0)), [&](const Token & token) {
+                if (token.accepted && status.ok()) {
+                    status = sampler_accept(*again, token.id);
                 }
+            });
+            if (!status.ok()) {
+                return status;
             }
             carry_native(branch.sampler->ptr, again->ptr, true, false); // what was drawn is not drawn again
             branch.sampler = std::move(again);
@@ -250,9 +245,7 @@ Status branch_rewind(ContextBox & box, BranchBox & branch, int32_t n, int32_t fi
         branch.accepted.reset();
         branch.ended = false;
         branch.model = branch.sampling = {};
-        for (const Token & token : *rest) {
-            branch.count(token);
-        }
+        rest->each(0, [&](const Token & token) { branch.count(token); });
         Status status = branch_compute_logits(box, branch);
         if (!status.ok()) {
             branch.be(before);
@@ -406,9 +399,10 @@ Status branch_info(ContextBox & box, const BranchBox & branch, BranchInfo & out)
     });
 }
 
-Status branch_tokens(ContextBox & box, const BranchBox & branch, size_t begin, Tokens & out) noexcept {
+Status branch_tokens(ContextBox & box, const BranchBox & branch, size_t begin, std::vector<Token> & out) noexcept {
     return for_branch(box, branch, [&]() -> Status {
-        out.assign(branch.tokens->begin() + ptrdiff_t(std::min(begin, branch.tokens->size())), branch.tokens->end());
+        out.clear();
+        branch.tokens->each(begin, [&](const Token & token) { out.push_back(token); });
         return {};
     });
 }
@@ -417,9 +411,7 @@ Status branch_token_ids(ContextBox & box, const BranchBox & branch, size_t begin
                         std::vector<llama_token> & out) noexcept {
     return for_branch(box, branch, [&]() -> Status {
         out.clear();
-        for (size_t i = begin; i < branch.tokens->size(); ++i) {
-            out.push_back((*branch.tokens)[i].id);
-        }
+        branch.tokens->each(begin, [&](const Token & token) { out.push_back(token.id); });
         return {};
     });
 }

@@ -2,6 +2,7 @@
 // forks of a branch until one of them changes it: rows of the cache, logits, the sampler, the tokens.
 #pragma once
 
+#include "branch/tokens.hpp"
 #include "decode/log_probs.hpp"
 #include "sample/sampler.hpp"
 
@@ -11,14 +12,6 @@
 
 namespace lloyal {
 
-// One token of a branch.
-struct Token {
-    llama_token id = 0;
-    bool accepted = false;    // it went through the sampler: generated, not only read
-    float probability = 1.0f; // among what the sampler left to choose from; 1 if it was not picked by it
-    double log_prob = 0.0;    // by the model, before biases and samplers; NaN if there were no logits
-};
-using Tokens = std::vector<Token>;
 using Row = std::vector<float>; // logits
 
 // How surprising the accepted tokens were. Perplexity is exp(nll / n).
@@ -112,7 +105,7 @@ struct BranchInfo {
     Surprise sampling;
 };
 Status branch_info(ContextBox & box, const BranchBox & branch, BranchInfo & out) noexcept;
-Status branch_tokens(ContextBox & box, const BranchBox & branch, size_t begin, Tokens & out) noexcept;
+Status branch_tokens(ContextBox & box, const BranchBox & branch, size_t begin, std::vector<Token> & out) noexcept;
 Status branch_token_ids(ContextBox & box, const BranchBox & branch, size_t begin,
                         std::vector<llama_token> & out) noexcept;
 Status branch_row(ContextBox & box, const BranchBox & branch, std::shared_ptr<const Row> & out) noexcept;
@@ -137,6 +130,6 @@ Status pick_with(const BranchBox & branch, SamplerBox & sampler, Picked & out);
 // The record of a token that is accepted now; `picked` says how, and with `from_row` it was from the row of now.
 Token accepted_token(const BranchBox & branch, llama_token token, const Picked & picked, bool from_row = false);
 // Tokens of its own, with room for `n` more.
-Tokens & tokens_to_change(BranchBox & branch, size_t n);
+void own_tokens(BranchBox & branch, size_t n);
 
 } // namespace lloyal

@@ -39,12 +39,17 @@ class LeasedSeq {
 // Read the tokens of [begin, n) again.
 Status read_again(ContextBox & box, Seat & seat, const Tokens & tokens, size_t begin, size_t n) {
     const size_t n_batch = llama_n_batch(box.ptr);
+    const size_t first = begin;
+    std::vector<llama_token> ids;
+    if (begin < n) {
+        tokens.each(begin, [&](const Token & token) { ids.push_back(token.id); });
+    }
     Batch batch;
     while (begin < n) {
         const size_t end = std::min(begin + n_batch, n);
         batch.clear();
         for (size_t i = begin; i < end; ++i) {
-            batch.add(tokens[i].id, Pos(i), &seat.seq, 1, false);
+            batch.add(ids[i - first], Pos(i), &seat.seq, 1, false);
         }
         const Status status = decode(box, batch, true);
         note_rows(box, seat);
@@ -178,7 +183,9 @@ Status branch_compute_logits(ContextBox & box, BranchBox & branch) noexcept {
             return status;
         }
         Batch batch;
-        batch.add(branch.tokens->back().id, last, &branch.seat->seq, 1, true);
+        llama_token token = LLAMA_TOKEN_NULL;
+        branch.tokens->each(size_t(last), [&](const Token & at) { token = at.id; });
+        batch.add(token, last, &branch.seat->seq, 1, true);
         Status status = decode(box, batch, true);
         note_rows(box, *branch.seat);
         const float * computed = nullptr;

@@ -135,7 +135,7 @@ Status read_parts(ContextBox & box, std::vector<Part> & parts) {
     for (Part & part : parts) { // nothing is left to fail for want of memory once rows are written
         part.row = part.branch->spare_row.use_count() == 1 ? std::move(part.branch->spare_row)
                                                            : std::make_shared<Row>(n_logits(box));
-        tokens_to_change(*part.branch, part.n);
+        own_tokens(*part.branch, part.n);
     }
     Status status = Packing(box, parts).run();
     for (Part & part : parts) {
@@ -165,8 +165,9 @@ void publish(Part & part, bool accept, const Token * record) noexcept {
             token.log_prob = NAN;
         }
         branch.count(token);
-        branch.tokens->push_back(token); // there is room for it
+        branch.tokens->add(token); // there is room for it
     }
+    branch.tokens->settle();
     if (branch.row.use_count() == 1) {                       // nobody looks at it any more
         std::atomic_thread_fence(std::memory_order_acquire); // nor does the thread that did last
         branch.spare_row = std::const_pointer_cast<Row>(branch.row);
