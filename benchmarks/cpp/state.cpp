@@ -3,7 +3,7 @@
 #include "twin.hpp"
 
 #include "state/copy.hpp"
-#include "state/io.hpp"
+#include "memory/io.hpp"
 
 #include "llama-memory.h"
 

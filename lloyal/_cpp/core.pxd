@@ -42,6 +42,8 @@ cdef extern from "core/fence.hpp" namespace "lloyal" nogil:
 cdef extern from "core/fault.hpp" namespace "lloyal" nogil:
     void abort_arm(int64_t n)
     int64_t abort_remaining()
+    void fault_arm(int64_t n)
+    int64_t fault_remaining()
 
 cdef extern from "core/exit.hpp" namespace "lloyal" nogil:
     bool exiting()

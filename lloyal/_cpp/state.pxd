@@ -23,8 +23,6 @@ cdef extern from "state/raw_state.hpp" namespace "lloyal" nogil:
         const ContextHandle& ctx, uint8_t* out, size_t size, size_t& need, size_t& written)
 
 cdef extern from "state/copy.hpp" namespace "lloyal" nogil:
-    void fault_arm(int64_t n)
-    int64_t fault_remaining()
     cppclass BufferPool:
         size_t idle_bytes() const
         int64_t reserve() const

@@ -296,12 +296,12 @@ def reserve(ContextBase ctx not None) -> int | None:
 
 def fault_arm(int64_t n) -> None:
     """For tests: the n-th allocation or device copy from now fails (0: the next; negative: none)."""
-    cstate.fault_arm(n)
+    core.fault_arm(n)
 
 
 def fault_remaining() -> int:
     """For tests: what is left of `fault_arm`'s count; negative after it fired or when unarmed."""
-    return cstate.fault_remaining()
+    return core.fault_remaining()
 
 
 def abort_arm(int64_t n) -> None:

@@ -60,3 +60,17 @@ def test_rows_stay_on_the_server(proxy: CountingProxy, name: str) -> None:
         before = moved(proxy)
         with root.checkpoint("host"):  # what moves when rows do
             assert moved(proxy) - before > LIMIT or name == "gemma3"
+
+
+def test_a_rollback_that_waits_stays_on_the_server(proxy: CountingProxy) -> None:
+    with (
+        lloyal.Model(tiny("qwen35"), devices=rpc_device(proxy.endpoint)) as model,
+        lloyal.Context(model, n_ctx=256, n_seq_max=4, n_rs_seq=4, n_threads=1) as ctx,
+    ):
+        lloyal.prefill(ctx, list(range(6)))
+        ctx.memory.seq_rm(0, 4, -1)
+        size = ctx.state_seq_get_size_ext(0, lloyal.StateSeqFlags.PARTIAL_ONLY)
+        before = moved(proxy)
+        ctx.memory.seq_cp(0, 1)
+        cost = moved(proxy) - before
+        assert cost < min(LIMIT, size)  # through the host it would go twice

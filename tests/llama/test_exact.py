@@ -16,7 +16,7 @@ import pytest
 import lloyal
 from lloyal import errors
 from lloyal.checkpoint import format as checkpoint_format
-from lloyal.native.checkpoint import abort_arm
+from lloyal.native.checkpoint import abort_arm, fault_arm
 from tests.abuse.models import write
 from tests.checkpoints.raw_state import parse
 from tests.decode import distance, feed, some
@@ -448,3 +448,21 @@ def test_a_new_sequence_begins_with_nothing_after_a_stop(name: str, load: Load, 
     for seq in (1, 2, 4, 5, 6, 0):
         text = some(5, 100 + seq)
         assert distance(feed(ctx, (seq, 0, text))[0], next_logits(model, new_context, text)) < TOLERANCE, seq
+
+
+@pytest.mark.parametrize("name", ["qwen35", "lfm2", "lfm2-swa"])
+def test_a_fork_that_fails_leaves_the_rollback_pending(name: str, load: Load, new_context: Make) -> None:
+    one = load(name)
+    ctx, twin = (new_context(one, n_rs_seq=4) for _ in range(2))
+    text = some(6)
+    feed(ctx, (0, 0, text))
+    ctx.memory.seq_rm(0, 3, -1)
+    before = ctx.memory.provenance(0)
+    fault_arm(0)
+    with pytest.raises(errors.LloyalError, match="injected"):
+        ctx.memory.seq_cp(0, 1)
+    assert (ctx.memory.provenance(0), ctx.memory.seq_pos_max(0), ctx.memory.seq_pos_max(1)) == (before, 2, -1)
+    ctx.memory.seq_cp(0, 1)
+    [expected] = feed(twin, (0, 0, text[:3])) and feed(twin, (0, 3, [5]))
+    for seq in (1, 0):
+        assert distance(*feed(ctx, (seq, 3, [5])), expected) < TOLERANCE

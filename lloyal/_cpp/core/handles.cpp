@@ -57,14 +57,6 @@ bool on_abort_check(void * data) {
 
 } // namespace
 
-void abort_arm(int64_t n) {
-    abort_countdown.store(n);
-}
-
-int64_t abort_remaining() {
-    return abort_countdown.load();
-}
-
 LiveCounts & live_counts() {
     static LiveCounts counts;
     return counts;

@@ -1,13 +1,16 @@
 // The operations on sequences: validated, exact or refused, with provenance kept.
 #include "memory/memory.hpp"
 
+#include "core/fault.hpp"
 #include "core/handles.hpp"
+#include "memory/io.hpp"
 
 #include "llama-context.h"
 #include "llama-kv-cache.h"
 #include "llama-memory-recurrent.h"
 
 #include <algorithm>
+#include <tuple>
 
 namespace lloyal {
 namespace {
@@ -237,16 +240,49 @@ std::vector<Span> missing_in(const llama_kv_cache & cache, SeqId src, SeqId dst,
     return found;
 }
 
-// A fork does not carry a rollback that waits for the next decode; writing the state out and back applies it.
-Status apply_rollback(ContextBox & box, SeqId seq) {
-    const size_t size = llama_state_seq_get_size_ext(box.ptr, seq, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY);
-    std::vector<uint8_t> state(size);
-    if (llama_state_seq_get_data_ext(box.ptr, state.data(), size, seq, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY) != size ||
-        llama_state_seq_set_data_ext(box.ptr, state.data(), size, seq, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY) == 0) {
-        return Status(Code::decode_failed, text("the pending rollback of sequence ", seq, " could not be applied"));
+// Copy part of a tensor to another part of it, where it is.
+void copy_within(const Slice & from, const Slice & to) {
+    ggml_init_params params = {2 * ggml_tensor_overhead(), nullptr, true};
+    const std::unique_ptr<ggml_context, decltype(&ggml_free)> room(ggml_init(params), ggml_free);
+    const auto part = [&](const Slice & slice) {
+        const int64_t n = int64_t(slice.size / ggml_type_size(slice.tensor->type)) * ggml_blck_size(slice.tensor->type);
+        ggml_tensor * view = ggml_view_1d(room.get(), slice.tensor, n, slice.offset);
+        ggml_backend_view_init(view);
+        return view;
+    };
+    ggml_backend_tensor_copy(part(from), part(to));
+}
+
+// A fork does not carry a rollback that waits for the next decode; writing the state out and back applies it. What is to be
+// read again is the snapshot where it lies, so nothing leaves the device.
+void apply_rollback(ContextBox & box, SeqId seq) {
+    llama_memory_recurrent & memory = *box.map.recurrent;
+    const auto before = std::make_tuple(memory.cells, memory.rs_idx, memory.head, memory.used);
+    Collector from;
+    ScriptedReader to;
+    try {
+        memory.state_write(from, seq, 0);
+        to.script = std::move(from.meta);
+        memory.state_read(to, seq, 0);
+        llama_synchronize(box.ptr);
+        for (size_t i = 0; i < from.slices.size(); ++i) {
+            fault_point();
+            copy_within(from.slices[i], to.targets.at(i));
+        }
+    } catch (...) { // the snapshot is still where it was
+        std::tie(memory.cells, memory.rs_idx, memory.head, memory.used) = before;
+        throw;
     }
-    box.map.reset_ring(seq);
-    return {};
+}
+
+// The same where what is behind the interface is not known, through the host.
+void apply_rollback_by_state(ContextBox & box, SeqId seq) {
+    constexpr llama_state_seq_flags flags = LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY;
+    std::vector<uint8_t> state(llama_state_seq_get_size_ext(box.ptr, seq, flags));
+    if (llama_state_seq_get_data_ext(box.ptr, state.data(), state.size(), seq, flags) != state.size() ||
+        llama_state_seq_set_data_ext(box.ptr, state.data(), state.size(), seq, flags) == 0) {
+        throw std::runtime_error(text("the pending rollback of sequence ", seq, " could not be applied"));
+    }
 }
 
 // A copy that takes the whole of `src`, and leaves `dst` exactly that: a state, or a buffer of its own.
@@ -260,9 +296,8 @@ Status copy_whole(ContextBox & box, SeqId src, SeqId dst) {
                            " the copy would replace them; seq_rm them first"));
     }
     if (map.ring_pending[src]) {
-        if (Status status = apply_rollback(box, src); !status.ok()) {
-            return status;
-        }
+        map.recurrent ? apply_rollback(box, src) : apply_rollback_by_state(box, src);
+        map.reset_ring(src);
     }
     box.memory->seq_rm(dst, -1, -1); // or rows it holds in cells of its own would be there twice
     box.memory->seq_cp(src, dst, -1, -1);

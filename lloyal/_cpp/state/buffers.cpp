@@ -1,5 +1,7 @@
 #include "state/buffers.hpp"
 
+#include "core/fault.hpp"
+
 #include <algorithm>
 #include <atomic>
 #include <string>
@@ -16,8 +18,6 @@ constexpr size_t ALIGNMENT = 256;          // of a buffer in its slab: what the 
 constexpr size_t SLAB_SIZE = 64 << 20;     // of a slab that many share, at most
 constexpr size_t SHARED = SLAB_SIZE / 4;   // a larger buffer has a slab of its own
 constexpr int64_t MIN_RESERVE = 256 << 20; // what cuBLAS and the pools of a back end ask for, with some room
-
-std::atomic<int64_t> fault_countdown{-1};
 
 size_t aligned(size_t size) {
     return (size + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
@@ -62,27 +62,6 @@ void check_reserve(ggml_backend_buffer_type_t buft, size_t size, int64_t reserve
 }
 
 } // namespace
-
-void fault_arm(int64_t n) {
-    fault_countdown.store(n, std::memory_order_relaxed);
-}
-
-int64_t fault_remaining() {
-    return fault_countdown.load(std::memory_order_relaxed);
-}
-
-bool fault_now() {
-    if (fault_countdown.load(std::memory_order_relaxed) < 0) {
-        return false;
-    }
-    return fault_countdown.fetch_sub(1, std::memory_order_relaxed) == 0;
-}
-
-void fault_point() {
-    if (fault_now()) {
-        throw std::runtime_error("a device copy failed (injected)");
-    }
-}
 
 Slab::Slab(ggml_backend_buffer_type_t buft, size_t size)
     : buft_(buft), size_(size), buffer_(fault_now() ? nullptr : ggml_backend_buft_alloc_buffer(buft, size)) {

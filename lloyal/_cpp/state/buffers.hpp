@@ -95,10 +95,4 @@ class BufferPool : public std::enable_shared_from_this<BufferPool> {
     std::map<ggml_backend_buffer_type_t, size_t> live_;
 };
 
-// Fault injection for tests: the n-th allocation, copy or graph from now fails (0: the next); negative: none.
-void fault_arm(int64_t n);
-int64_t fault_remaining();
-bool fault_now();   // counts one
-void fault_point(); // the same, and throws
-
 } // namespace lloyal

@@ -1,6 +1,6 @@
 // Putting the cells of a cache in order, without changing what it holds.
+#include "memory/io.hpp"
 #include "state/checkpoint.hpp"
-#include "state/io.hpp"
 
 #include "llama-context.h"
 #include "llama-kv-cache.h"

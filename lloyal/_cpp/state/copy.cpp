@@ -1,5 +1,6 @@
 #include "state/copy.hpp"
 
+#include "core/fault.hpp"
 #include "state/gather.hpp"
 
 #include "llama-context.h"

@@ -1,8 +1,8 @@
 // Moving bytes between cache tensors and buffers of ours: device to device, queued where the back end can queue.
 #pragma once
 
+#include "memory/io.hpp"
 #include "state/buffers.hpp"
-#include "state/io.hpp"
 
 #include "ggml-backend.h"
 #include "ggml.h"

@@ -1,5 +1,7 @@
 #include "state/gather.hpp"
 
+#include "core/fault.hpp"
+
 #include <algorithm>
 #include <stdexcept>
 #include <string>

@@ -3,7 +3,7 @@
 #include "core/fence.hpp"
 #include "core/handles.hpp"
 #include "core/log.hpp"
-#include "state/io.hpp"
+#include "memory/io.hpp"
 
 #include "llama-arch.h"
 #include "llama-context.h"

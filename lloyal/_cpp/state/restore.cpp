@@ -1,5 +1,5 @@
+#include "memory/io.hpp"
 #include "state/checkpoint.hpp"
-#include "state/io.hpp"
 
 #include "llama-context.h"
 #include "llama-kv-cache.h"
