@@ -231,6 +231,8 @@ class World:
                 )
             for pos, words in held.at.items():
                 rows = places[pos]
+                if pos not in needed and len(words) < len(rows):
+                    continue  # a division has put rows together of which the window had passed some
                 if len(words) != len(rows):
                     raise Violation("rows", f"{here}: cache {i} has {len(words)} rows at {pos}, not {len(rows)}")
                 if self.bytes_of.setdefault((i, rows), words) != words:
