@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 import lloyal
+from lloyal.native.checkpoint import abort_arm
 from tests.fuzz.state_model import (
     EMPTY,
     END,
@@ -126,9 +127,12 @@ class Decode(Op):
             "seed": rng.randrange(2**32),
             "order": rng.choice(("apart", "apart", "mixed", "turns")),
             "outputs": rng.random() < 0.6,
+            "stop": int(2 ** rng.uniform(0, 11)) if rng.random() < 0.06 else -1,
         }
 
-    def apply(self, w: World, side: int, kind: str, parts: list[Args], seed: int, order: str, outputs: bool) -> None:
+    def apply(
+        self, w: World, side: int, kind: str, parts: list[Args], seed: int, order: str, outputs: bool, stop: int = -1
+    ) -> None:
         if side >= len(w.sides):
             return
         s = w.sides[side]
@@ -163,7 +167,12 @@ class Decode(Op):
         if not outputs:
             batch.set_logits(len(rows) - 1, True)
         decode = s.tenancy.decode if tenant else s.ctx.decode
+        abort_arm(stop)  # at some node of its graphs
         error = w.attempt("decode", lambda: decode(batch))
+        abort_arm(-1)
+        if isinstance(error, lloyal.errors.Aborted) and stop >= 0:
+            self.stopped(w, s, kind, rows, content)
+            return
         if error is not None:
             if isinstance(error, (lloyal.errors.CacheFull, lloyal.errors.InvalidBatch, lloyal.errors.NoLease)):
                 return
@@ -172,7 +181,20 @@ class Decode(Op):
             return
         self.record(w, s, kind, rows, content, outputs)
 
-    def record(self, w: World, s: Side, kind: str, rows: list[Any], values: list[int], outputs: bool) -> None:
+    def stopped(self, w: World, s: Side, kind: str, rows: list[Any], values: list[int]) -> None:
+        """How much is left is for the memory to say; what it is must be right."""
+        ends = [s.ctx.memory.seq_pos_max(seq) + 1 for seq in range(s.n_seq)]
+        mine = {seq for _, seqs, _ in rows for seq in seqs}
+        if w.config.has_state and any(ends[seq] for seq in mine):
+            raise Violation("stopped", f"sequences {mine} end at {ends}: a state that was half computed is kept")
+        kept = [(row, value) for row, value in zip(rows, values, strict=True) if row[2] < ends[row[1][0]]]
+        if not w.config.has_state and kept:
+            self.record(w, s, kind, [row for row, _ in kept], [value for _, value in kept], None)
+        for seq, end in enumerate(ends):
+            if end == 0:
+                s.seqs[seq] = EMPTY
+
+    def record(self, w: World, s: Side, kind: str, rows: list[Any], values: list[int], outputs: bool | None) -> None:
         indices: dict[int, list[int]] = {}
         for i, ((_, seqs, pos), value) in enumerate(zip(rows, values, strict=True)):
             row = fresh()
@@ -192,7 +214,7 @@ class Decode(Op):
                     states.setdefault(seqs, fresh())
                     c = s.seqs[seq]
                     s.seqs[seq] = Content(c.rows, c.recipe, states[seqs])
-        for seq, at in indices.items():
+        for seq, at in indices.items() if outputs is not None else ():  # None: nothing was put out
             if not outputs:
                 at = [i for i in at if i == len(rows) - 1]
             c = s.seqs[seq]

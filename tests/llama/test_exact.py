@@ -466,3 +466,19 @@ def test_a_fork_that_fails_leaves_the_rollback_pending(name: str, load: Load, ne
     [expected] = feed(twin, (0, 0, text[:3])) and feed(twin, (0, 3, [5]))
     for seq in (1, 0):
         assert distance(*feed(ctx, (seq, 3, [5])), expected) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["lfm2", "qwen35"])
+def test_a_stopped_sequence_that_began_in_the_middle_is_gone(name: str, load: Load, new_context: Make) -> None:
+    """llama.cpp takes a tail back that is the whole of it, and keeps the state, as if a snapshot had been taken."""
+    model = load(name)
+    ctx = new_context(model, n_rs_seq=4)
+    feed(ctx, *((seq, 0, some(9, seq)) for seq in range(4)))
+    ctx.memory.clear(False)
+    abort_arm(1)
+    with pytest.raises(errors.Aborted):
+        feed(ctx, *((seq, 3, some(1)) for seq in range(4)))
+    abort_arm(-1)
+    for seq in range(4):
+        text = some(5, 100 + seq)
+        assert distance(feed(ctx, (seq, 0, text))[0], next_logits(model, new_context, text)) < TOLERANCE, seq

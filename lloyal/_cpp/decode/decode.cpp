@@ -158,11 +158,11 @@ void set_outputs(ContextBox & box, const Batch & batch, bool all) {
 // only, and a recurrent state (half written by then) not at all, or from a snapshot that was never taken.
 void take_back(ContextBox & box, const Batch & batch, const std::vector<StateCell> & before) {
     const auto empty = [&box](SeqId seq) {
-        if (box.memory->seq_pos_max(seq) >= 0 || !box.provenance.of(seq).empty()) {
-            box.memory->seq_rm(seq, -1, -1);
+        box.memory->seq_rm(seq, -1, -1); // a hybrid's positions may be gone, and the state still there
+        if (!box.provenance.of(seq).empty()) {
             box.provenance.edit(seq).clear();
-            box.map.reset_ring(seq);
         }
+        box.map.reset_ring(seq);
     };
     // A state of another sequence may have been on its way to another cell.
     const std::vector<StateCell> after = box.map.state_cells();
