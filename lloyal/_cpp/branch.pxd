@@ -97,3 +97,11 @@ cdef extern from "branch/step.hpp" namespace "lloyal" nogil:
         const ContextHandle& ctx, const vector[Reading]& readings, bool accept)
     Status branches_step "lloyal::computing<lloyal::branches_step>"(
         const ContextHandle& ctx, const vector[BranchHandle]& branches, vector[c.llama_token]& out)
+    cppclass Draw:
+        Picked picked
+        bool ends
+    Status branches_draw "lloyal::inside<lloyal::branches_draw>"(
+        const ContextHandle& ctx, const vector[BranchHandle]& branches, vector[Draw]& out)
+    Status branches_verify "lloyal::computing<lloyal::branches_verify>"(
+        const ContextHandle& ctx, vector[Draw]& draws, const vector[vector[c.llama_token]]& guesses,
+        vector[vector[c.llama_token]]& out)

@@ -11,7 +11,7 @@ from typing_extensions import Buffer
 
 BufferLike = Buffer | NDArray[Any]
 
-__all__ = ["BranchBase", "LogitsRow", "read", "step", "steps_alone", "unseated"]
+__all__ = ["BranchBase", "Draws", "LogitsRow", "draw", "read", "step", "steps_alone", "unseated"]
 
 class LogitsRow:
     """One row of logits that nobody changes any more, as a read-only buffer of float32."""
@@ -60,6 +60,24 @@ def steps_alone(branches: Sequence[BranchBase], store: object) -> bool:
 
 def step(ctx: ContextBase, branches: Sequence[BranchBase]) -> list[int]:
     """Pick, accept and read one token in each branch: all or none. Releases the GIL."""
+
+class Draws:
+    """What branches have picked and not read yet. No branch has changed, nor will it if this is dropped."""
+
+    @property
+    def tokens(self) -> list[int]:
+        """The token of each branch."""
+    @property
+    def ends(self) -> list[bool]:
+        """Whether it ends the text."""
+    def verify(self, guesses: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Read the tokens, and of the guesses behind each those that its branch would pick itself: all or none.
+
+        Releases the GIL. Returns what each branch has read, or the token that ends it.
+        """
+
+def draw(ctx: ContextBase, branches: Sequence[BranchBase]) -> Draws:
+    """Pick a token in each branch, and change none."""
 
 def read(ctx: ContextBase, items: Sequence[tuple[BranchBase, Sequence[int]]], accept: bool) -> None:
     """Read tokens into branches: all or none. Releases the GIL."""

@@ -23,7 +23,7 @@ from lloyal.llama.status cimport check
 
 from lloyal.errors import Closed
 
-__all__ = ["BranchBase", "LogitsRow", "read", "step", "steps_alone", "unseated"]
+__all__ = ["BranchBase", "Draws", "LogitsRow", "draw", "read", "step", "steps_alone", "unseated"]
 
 cdef object _KEY = object()  # a bare __new__ would make one that points nowhere
 
@@ -343,6 +343,65 @@ def step(ContextBase ctx not None, branches: Sequence[BranchBase]) -> list[int]:
     raise_signal()
     check(status)
     return tokens
+
+
+cdef class Draws:
+    """What branches have picked and not read yet. No branch has changed, nor will it if this is dropped."""
+
+    cdef vector[cbranch.Draw] list
+    cdef ContextBase ctx
+
+    def __cinit__(self, key=None):
+        if key is not _KEY:
+            raise TypeError("Draws cannot be made directly: use draw()")
+
+    @property
+    def tokens(self) -> list[int]:
+        """The token of each branch."""
+        cdef size_t i
+        return [self.list[i].picked.token for i in range(self.list.size())]
+
+    @property
+    def ends(self) -> list[bool]:
+        """Whether it ends the text."""
+        cdef size_t i
+        return [self.list[i].ends for i in range(self.list.size())]
+
+    def verify(self, guesses: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Read the tokens, and of the guesses behind each those that its branch would pick itself: all or none.
+
+        Releases the GIL. Returns what each branch has read, or the token that ends it.
+        """
+        cdef vector[vector[c.llama_token]] list
+        cdef vector[c.llama_token] one
+        cdef vector[vector[c.llama_token]] out
+        cdef core.Status status
+        for tokens in guesses:
+            one.clear()
+            for token in tokens:
+                one.push_back(as_int32(token, "guess"))
+            list.push_back(one)
+        cdef core.ContextHandle handle = self.ctx.pin()
+        with nogil:
+            status = cbranch.branches_verify(handle, self.list, list, out)
+        raise_signal()
+        check(status)
+        return out
+
+
+def draw(ContextBase ctx not None, branches: Sequence[BranchBase]) -> Draws:
+    """Pick a token in each branch, and change none."""
+    cdef core.ContextHandle handle
+    cdef vector[cbranch.BranchHandle] list
+    cdef core.Status status
+    cdef Draws draws = Draws.__new__(Draws, _KEY)
+    _pin_all(branches, list)
+    handle = ctx.pin()
+    with nogil:
+        status = cbranch.branches_draw(handle, list, draws.list)
+    check(status)
+    draws.ctx = ctx
+    return draws
 
 
 def read(ContextBase ctx not None, items: Sequence[tuple[BranchBase, Sequence[int]]], accept: bool) -> None:

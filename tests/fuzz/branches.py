@@ -38,6 +38,7 @@ import lloyal
 from lloyal import BranchStore, Sampling
 from lloyal.branch import Branch, BranchCheckpoint
 from lloyal.errors import Aborted, CacheFull, DecodeFailed, InvalidBatch, LloyalError, NoLease, OutOfDeviceMemory
+from lloyal.native import branch as native
 from lloyal.native.checkpoint import abort_arm, fault_arm
 from tests.fuzz.state_config import MODELS, Config, loaded
 from tests.fuzz.state_oracle import Oracle
@@ -323,6 +324,73 @@ class History:
                 twin.read([token], rows[branch], True)
                 self.changed_rows.discard(branch)
 
+    def op_speculate(self) -> None:
+        """Guesses, right up to some point, as a fork has found them by steps."""
+        able = [b for b, t in self.twins.items() if not t.ended and t.passed is None and self.row(b) is not None]
+        chosen = [b for b in self.some(able) if b not in self.pending_seed and b not in self.changed_rows][:3]
+        ways: dict[Branch, tuple[list[int], list[np.ndarray]]] = {}
+        for branch in chosen:
+            fork, tokens, rows = branch.fork(), [], []
+            self.twins[fork] = self.twins[branch].copy()  # counted while it lives
+            for _ in range(self.rng.choice((1, 2, 3, 5, 9))):
+                row = np.array(fork.logits)
+                if (token := self.attempt("step", lambda fork=fork: fork.step())) is None:
+                    break
+                tokens.append(token)
+                rows.append(row)
+                if fork.ended:
+                    break
+            fork.prune()
+            self.forget([fork])
+            if tokens:
+                ways[branch] = (tokens, rows)
+        guesses = []
+        for tokens, _ in ways.values():
+            guess = tokens[1:]
+            if guess and self.rng.random() < 0.6:
+                guess[self.rng.randrange(len(guess))] = self.rng.randrange(N_VOCAB - 8)
+            guesses.append(guess)
+        if not ways:
+            return
+        names = [branch.name for branch in ways]
+
+        def run() -> list[list[int]]:
+            made: list[list[int]] = []
+
+            def some(group: list[Branch]) -> None:
+                begin = len(made)
+                made.extend(native.draw(self.ctx, group).verify(guesses[begin : begin + len(group)]))
+
+            self.store._in_groups(list(ways), some)
+            return made
+
+        got = self.attempt(f"speculate({names}, {guesses})", run)
+        for (branch, (tokens, rows)), guess, read in zip(ways.items(), guesses, got or (), strict=False):
+            twin = self.twins[branch]
+            right = 1 + next((i for i, (a, b) in enumerate(zip(tokens[1:], guess, strict=True)) if a != b), len(guess))
+            if branch.ended:
+                if read != tokens[:1]:
+                    raise Wrong(f"{branch} ended with {read}, its fork with {tokens}")
+                twin.pick(rows[0])
+                twin.ended = True
+                continue
+            if self.ctx.vocab.is_eog(tokens[right - 1]):
+                right -= 1
+            self.counts["guessed rows"] += right
+            if read != tokens[: len(read)] or len(read) > right:
+                raise Wrong(f"{branch} read {read}, its fork {tokens}, the guess was {guess}")
+            if len(read) < right:  # a draw so close that another batch decides it otherwise
+                self.counts["near ties"] += 1
+                if self.counts["near ties"] > 2 + 0.02 * self.counts["guessed rows"]:
+                    raise Wrong(f"{branch} read {read}, its fork {tokens}, the guess was {guess}; that is too often")
+            for token, row in zip(read, rows, strict=False):
+                twin.pick(row)
+                twin.read([token], row, True)
+            mine = branch.log_probs[-len(read) :]
+            if not np.allclose(mine, twin.log_probs[-len(read) :], atol=0.05):
+                raise Wrong(f"{branch}: log-probabilities {mine}, not {twin.log_probs[-len(read) :]}")
+            twin.log_probs[-len(read) :] = mine
+
     def read(self, name: str, items: list[tuple[Branch, list[int]]], run: Callable[[], Any], accept: bool) -> None:
         rows = {branch: self.row(branch) for branch, _ in items}
         done = self.attempt(f"{name}({[(b.name, len(t)) for b, t in items]})", lambda: (run(), True))
@@ -518,7 +586,7 @@ class History:
         ("create", 3), ("fork", 5), ("step", 10), ("commit", 3), ("decode_each", 2), ("decode_scatter", 4),
         ("sample", 2), ("accept", 2), ("prune", 2), ("detach", 1), ("retain_only", 1), ("checkpoint", 2),
         ("restore", 2), ("release", 1), ("rewind", 3), ("park", 2), ("resume", 1), ("set_sampling", 1),
-        ("set_bias", 1), ("set_logits", 1), ("raw", 2),
+        ("set_bias", 1), ("set_logits", 1), ("raw", 2), ("speculate", 5),
     )  # fmt: skip
 
     def run(self, steps: int) -> None:

@@ -118,8 +118,10 @@ bool branch_is_seated(const BranchBox & branch) {
 
 namespace {
 
-// The rows of its first `n` tokens in a sequence that is its own.
-Status seat_rows(ContextBox & box, BranchBox & branch, Pos n) {
+constexpr Pos MOST_LATE = 64; // tokens that go in front of a step instead of being read by themselves
+
+// The rows of its first `n` tokens in a sequence that is its own; the last few may be `late`.
+Status seat_rows(ContextBox & box, BranchBox & branch, Pos n, std::vector<llama_token> * late = nullptr) {
     std::shared_ptr<Seat> seat = branch.seat;
     if (seat) {
         drop_foreign(box, *seat);
@@ -157,6 +159,10 @@ Status seat_rows(ContextBox & box, BranchBox & branch, Pos n) {
     branch.seat = seat;
     cut(box, *seat, n);
     seat->used_at = store_of(box).tick();
+    if (late && n - seat->n_rows <= MOST_LATE) {
+        branch.tokens->each(size_t(seat->n_rows), [&](const Token & token) { late->push_back(token.id); });
+        return {};
+    }
     return read_again(box, *seat, *branch.tokens, size_t(seat->n_rows), size_t(n));
 }
 
@@ -170,6 +176,14 @@ Status branch_seat(ContextBox & box, BranchBox & branch) noexcept {
         }
         return seat_rows(box, branch, branch.position());
     });
+}
+
+Status branch_seat_but(ContextBox & box, BranchBox & branch, std::vector<llama_token> & late) {
+    if (branch_is_seated(branch)) {
+        branch.seat->used_at = store_of(box).tick();
+        return {};
+    }
+    return seat_rows(box, branch, branch.position(), &late);
 }
 
 Status branch_compute_logits(ContextBox & box, BranchBox & branch) noexcept {
@@ -208,7 +222,9 @@ Status branches_unseated(ContextBox & box, const std::vector<BranchHandle> & bra
             if (Status status = check_branch(box, *branches[i]); !status.ok()) {
                 return status;
             }
-            if (!branch_is_seated(*branches[i])) {
+            const Seat * seat = branches[i]->seat.get(); // what its sequence lacks can be read there
+            if (!seat || branches[i]->seat.use_count() > 1 || seat->seq < 0 ||
+                box.provenance.version(seat->seq) != seat->version) {
                 out.push_back(i);
             }
         }

@@ -26,6 +26,8 @@ struct Seat {
 // restored, or read again. NoLease if no sequence is free.
 Status branch_seat(ContextBox & box, BranchBox & branch) noexcept;
 bool branch_is_seated(const BranchBox & branch);
+// The same, but what would have to be read again at its end, if that is little, is given to `late` instead.
+Status branch_seat_but(ContextBox & box, BranchBox & branch, std::vector<llama_token> & late);
 // Where in the list those are that a step would have to find a sequence for.
 Status branches_unseated(ContextBox & box, const std::vector<BranchHandle> & branches,
                          std::vector<size_t> & out) noexcept;

@@ -3,6 +3,7 @@
 #include "branch/seat.hpp"
 #include "decode/decode.hpp"
 #include "decode/outputs.hpp"
+#include "sample/sampler_state.hpp"
 
 #include "llama-context.h"
 
@@ -17,9 +18,16 @@ namespace {
 // What one branch reads, and the logits it gets.
 struct Part {
     BranchBox * branch;
-    const llama_token * tokens;
-    size_t n;
-    std::shared_ptr<Row> row;
+    std::vector<llama_token> tokens;
+    std::vector<Token> records; // of those it keeps
+    Draw * draw = nullptr;      // whose guesses the tokens are, from the second on
+
+    std::vector<llama_token> late; // its own, which its sequence lacks: read before
+    CheckpointHandle before;       // for a state that cannot go back
+    std::shared_ptr<Row> row;      // behind the last that is kept
+
+    size_t size() const { return late.size() + tokens.size(); }
+    Pos begin() const { return branch->position() - Pos(late.size()); }
 };
 
 Status at(size_t i, Status status) {
@@ -71,7 +79,8 @@ class Packing {
         std::iota(order_.begin(), order_.end(), size_t(0));
         if (box.map.has_state()) {
             // Sequences of one length are computed together, others one after another.
-            std::stable_sort(order_.begin(), order_.end(), [&](size_t a, size_t b) { return parts[a].n < parts[b].n; });
+            std::stable_sort(order_.begin(), order_.end(),
+                             [&](size_t a, size_t b) { return parts[a].size() < parts[b].size(); });
         }
     }
 
@@ -82,20 +91,19 @@ class Packing {
         const size_t most_tokens = all_output ? std::min(n_batch, most_outputs) : n_batch;
         for (const size_t i : order_) {
             Part & part = parts_[i];
-            const size_t n = part.n;
-            for (size_t begin = 0; begin < n;) {
-                if (batch_.size() == most_tokens || last_.size() == most_outputs) {
+            for (size_t k = 0; k < part.size(); ++k) {
+                // Guesses are held against every row, otherwise the last says what comes.
+                const bool wanted = part.draw ? k >= part.late.size() : k + 1 == part.size();
+                if (batch_.size() == most_tokens || (wanted && wanted_.size() == most_outputs)) {
                     if (Status status = flush(); !status.ok()) {
                         return status;
                     }
                 }
-                const size_t end = std::min(n, begin + most_tokens - batch_.size());
-                batch_.extend(part.tokens + begin, end - begin, part.branch->position() + Pos(begin),
-                              part.branch->seat->seq, false, end == n);
-                if (end == n) {
-                    last_.push_back({i, int32_t(batch_.size()) - 1});
+                if (wanted) {
+                    wanted_.push_back({i, k - part.late.size(), int32_t(batch_.size())});
                 }
-                begin = end;
+                const llama_token token = k < part.late.size() ? part.late[k] : part.tokens[k - part.late.size()];
+                batch_.add(token, part.begin() + Pos(k), &part.branch->seat->seq, 1, wanted);
             }
         }
         return batch_.size() ? flush() : Status();
@@ -104,43 +112,125 @@ class Packing {
   private:
     Status flush() {
         Status status = decode(box_, batch_, true);
-        for (size_t k = 0; status.ok() && k < last_.size(); ++k) {
+        for (const Wanted & wanted : wanted_) {
             const float * row = nullptr;
-            status = find_logits(box_, last_[k].second, row);
             if (status.ok()) {
-                std::copy(row, row + n_logits(box_), parts_[last_[k].first].row->data());
+                status = find_logits(box_, wanted.place, row);
+            }
+            if (status.ok()) {
+                take(parts_[wanted.part], wanted.token, row);
             }
         }
         batch_.clear();
-        last_.clear();
+        wanted_.clear();
         return status;
     }
+
+    // The row behind token `k` of a part.
+    void take(Part & part, size_t k, const float * row) {
+        if (!part.draw || (k + 1 == part.records.size() && !is_right(part, k + 1, row))) {
+            std::copy(row, row + n_logits(box_), part.row->data());
+        }
+    }
+
+    // Whether the branch would pick guess `k` from the row before it.
+    bool is_right(Part & part, size_t k, const float * row) {
+        if (k == part.tokens.size()) {
+            return false; // there is none
+        }
+        Draw & draw = *part.draw;
+        SamplerHandle & sampler = trying(draw);
+        const std::vector<llama_logit_bias> none;
+        Picked picked;
+        const size_t n = n_logits(box_);
+        if (!pick_row(*sampler, row, int32_t(n), part.branch->biases ? *part.branch->biases : none, picked).ok() ||
+            picked.token != part.tokens[k] || !sampler_accept(*sampler, picked.token).ok()) {
+            return false; // if it is an error, it comes when the branch goes on
+        }
+        if (&sampler != &draw.sampler) {
+            std::swap(draw.sampler, draw.other);
+            draw.other_lacks = picked.token;
+        }
+        Token record;
+        record.id = picked.token;
+        record.accepted = true;
+        record.probability = picked.probability;
+        record.log_prob = row[picked.token] - log_sum_exp(row, n, picked.largest);
+        part.records.push_back(record); // there is room for it
+        return true;
+    }
+
+    // A sampler that stands where that of the draw stands, to be changed.
+    static SamplerHandle & trying(Draw & draw) {
+        SamplerBox & now = *draw.sampler;
+        if (now.greedy) {
+            return draw.sampler; // it remembers nothing
+        }
+        if (!draw.other || !now.grammars.empty()) {
+            draw.other = std::make_shared<SamplerBox>(clone_native(now.ptr), now.models);
+        } else {
+            follow_native(now.leaves, draw.other->leaves, draw.other_lacks.value_or(LLAMA_TOKEN_NULL));
+        }
+        draw.other_lacks = LLAMA_TOKEN_NULL; // it is about to pick
+        return draw.other;
+    }
+
+    struct Wanted {
+        size_t part;
+        size_t token;
+        int32_t place; // in the batch
+    };
 
     ContextBox & box_;
     std::vector<Part> & parts_;
     std::vector<size_t> order_;
     Scratch scratch_;
     Batch & batch_ = scratch_.batch;
-    std::vector<std::pair<size_t, int32_t>> last_; // part, and the place of its last token in the batch
+    std::vector<Wanted> wanted_;
 };
+
+// Whether a state may have to go back further than its snapshots reach.
+bool needs_checkpoint(const ContextBox & box, const Part & part) {
+    return part.tokens.size() > 1 && part.draw && box.map.has_state() && box.map.n_rs_seq + 1 < part.tokens.size();
+}
+
+// Take back the rows of guesses that were wrong; the state by a checkpoint, if it must, and what is lost with it is late then.
+void take_back(ContextBox & box, Part & part) {
+    const SeqId seq = part.branch->seat->seq;
+    const Pos end = part.branch->position() + Pos(part.records.size());
+    if (box.provenance.of(seq).end() <= end || memory_seq_rm_any(box, seq, end, -1).ok()) {
+        return;
+    }
+    if (!part.before || !checkpoint_restore(*part.before, box, seq).ok()) {
+        memory_seq_rm_any(box, seq, -1, -1);
+    }
+}
 
 // Decode what the parts read, in sequences of their own. After a failure their sequences hold what they held; a memory that
 // cannot go back is read again when it is needed (branch_seat).
 Status read_parts(ContextBox & box, std::vector<Part> & parts) {
     for (size_t i = 0; i < parts.size(); ++i) {
-        if (Status status = branch_seat(box, *parts[i].branch); !status.ok()) {
+        Status status = branch_seat_but(box, *parts[i].branch, parts[i].late);
+        if (status.ok() && needs_checkpoint(box, parts[i])) {
+            // Without one, all would be read again.
+            checkpoint_take(parts[i].branch->context, parts[i].branch->seat->seq, Where::device, true, parts[i].before);
+        }
+        if (!status.ok()) {
             return at(i, std::move(status));
         }
     }
     for (Part & part : parts) { // nothing is left to fail for want of memory once rows are written
         part.row = part.branch->spare_row.use_count() == 1 ? std::move(part.branch->spare_row)
                                                            : std::make_shared<Row>(n_logits(box));
-        own_tokens(*part.branch, part.n);
+        part.records.reserve(part.tokens.size());
+        own_tokens(*part.branch, part.tokens.size());
     }
     Status status = Packing(box, parts).run();
     for (Part & part : parts) {
         Seat & seat = *part.branch->seat;
-        if (!status.ok() && box.provenance.of(seat.seq).end() > part.branch->position()) {
+        if (status.ok()) {
+            take_back(box, part);
+        } else if (box.provenance.of(seat.seq).end() > part.branch->position()) {
             memory_seq_rm_any(box, seat.seq, part.branch->position(), -1);
         }
         note_rows(box, seat);
@@ -152,18 +242,9 @@ Status read_parts(ContextBox & box, std::vector<Part> & parts) {
 }
 
 // Now nothing fails any more.
-void publish(Part & part, bool accept, const Token * record) noexcept {
+void publish(Part & part) noexcept {
     BranchBox & branch = *part.branch;
-    for (size_t k = 0; k < part.n; ++k) {
-        Token token;
-        token.id = part.tokens[k];
-        if (k == 0 && record) {
-            token = *record;
-        } else {
-            token.accepted = accept;
-            token.probability = -1.0f;
-            token.log_prob = NAN;
-        }
+    for (const Token & token : part.records) {
         branch.count(token);
         branch.tokens->add(token); // there is room for it
     }
@@ -185,7 +266,6 @@ Status branches_read(ContextBox & box, const std::vector<Reading> & readings, bo
     return guarded(Code::decode_failed, [&]() -> Status {
         std::vector<Part> parts;
         std::vector<BranchHandle> branches;
-        std::vector<std::optional<Token>> records;
         std::vector<SamplerHandle> samplers;
         std::vector<std::optional<llama_token>> heard; // by the sampler, if it was one token
         for (size_t i = 0; i < readings.size(); ++i) {
@@ -202,17 +282,19 @@ Status branches_read(ContextBox & box, const std::vector<Reading> & readings, bo
             if (readings[i].tokens.empty()) {
                 continue;
             }
-            parts.push_back({&branch, readings[i].tokens.data(), readings[i].tokens.size(), nullptr});
-            records.emplace_back();
+            parts.push_back({&branch, readings[i].tokens, {}});
+            for (const llama_token token : readings[i].tokens) {
+                parts.back().records.push_back({token, accept, -1.0f, NAN});
+            }
             samplers.emplace_back();
             const bool passed = branch.accepted && branch.accepted->id == readings[i].tokens[0];
             if (branch.accepted && !passed) {
                 return at(i, waits(*branch.accepted));
             }
             if (passed) {
-                records.back() = branch.accepted;
+                parts.back().records[0] = *branch.accepted;
             } else if (accept) {
-                records.back() = accepted_token(branch, readings[i].tokens[0], branch.picked);
+                parts.back().records[0] = accepted_token(branch, readings[i].tokens[0], branch.picked);
             }
             heard.emplace_back(LLAMA_TOKEN_NULL);
             if (accept && branch.sampler) {
@@ -232,7 +314,7 @@ Status branches_read(ContextBox & box, const std::vector<Reading> & readings, bo
             return status;
         }
         for (size_t i = 0; i < parts.size(); ++i) {
-            publish(parts[i], accept, records[i] ? &*records[i] : nullptr);
+            publish(parts[i]);
             if (samplers[i]) {
                 sampler_changed(*parts[i].branch, std::move(samplers[i]), heard[i]);
             }
@@ -241,25 +323,17 @@ Status branches_read(ContextBox & box, const std::vector<Reading> & readings, bo
     });
 }
 
-Status branches_step(ContextBox & box, const std::vector<BranchHandle> & branches,
-                     std::vector<llama_token> & out) noexcept {
+Status branches_draw(ContextBox & box, const std::vector<BranchHandle> & branches, std::vector<Draw> & out) noexcept {
     return guarded(Code::decode_failed, [&]() -> Status {
         const llama_vocab * vocab = llama_model_get_vocab(box.model->ptr);
-        struct Pick {
-            SamplerHandle sampler;
-            Picked picked;
-            Token record;
-            bool ends = false;
-        };
-        std::vector<Pick> picks(branches.size());
-        std::vector<Part> parts;
         if (Status status = check_apart(branches); !status.ok()) {
             return status;
         }
-        parts.reserve(branches.size());
+        out.clear();
+        out.resize(branches.size());
         for (size_t i = 0; i < branches.size(); ++i) {
             BranchBox & branch = *branches[i];
-            Pick & pick = picks[i];
+            Draw & draw = out[i];
             Status status = check_branch(box, branch);
             if (status.ok() && !branch.sampler) {
                 status = Status(Code::invalid_argument, "it has no sampler: set_sampling() first");
@@ -272,40 +346,115 @@ Status branches_step(ContextBox & box, const std::vector<BranchHandle> & branche
                                 "its text has ended: leave it out, or go on by commit() or prefill()");
             }
             if (status.ok()) {
-                pick.sampler = sampler_to_change(branch);
-                status = pick_with(branch, *pick.sampler, pick.picked);
+                draw.branch = branches[i];
+                draw.old_sampler = branch.sampler;
+                draw.row = branch.row;
+                draw.position = branch.position();
+                draw.sampler = sampler_to_change(branch);
+                status = pick_with(branch, *draw.sampler, draw.picked);
             }
             if (status.ok()) {
-                pick.ends = llama_vocab_is_eog(vocab, pick.picked.token);
-                if (!pick.ends) {
-                    status = sampler_accept(*pick.sampler, pick.picked.token);
-                    pick.record = accepted_token(branch, pick.picked.token, pick.picked, !branch.shown);
-                    parts.push_back({&branch, &pick.picked.token, 1, nullptr});
+                draw.ends = llama_vocab_is_eog(vocab, draw.picked.token);
+                if (!draw.ends) {
+                    status = sampler_accept(*draw.sampler, draw.picked.token);
+                    draw.records.push_back(accepted_token(branch, draw.picked.token, draw.picked, !branch.shown));
                 }
+            }
+            if (!status.ok()) {
+                out.clear();
+                return at(i, std::move(status));
+            }
+        }
+        return {};
+    });
+}
+
+Status branches_verify(ContextBox & box, std::vector<Draw> & draws,
+                       const std::vector<std::vector<llama_token>> & guesses,
+                       std::vector<std::vector<llama_token>> & out) noexcept {
+    return guarded(Code::decode_failed, [&]() -> Status {
+        if (!guesses.empty() && guesses.size() != draws.size()) {
+            return Status(Code::invalid_argument,
+                          text(guesses.size(), " lists of guesses for ", draws.size(), " branches"));
+        }
+        const llama_vocab * vocab = llama_model_get_vocab(box.model->ptr);
+        std::vector<Part> parts;
+        parts.reserve(draws.size());
+        for (size_t i = 0; i < draws.size(); ++i) {
+            Draw & draw = draws[i];
+            Status status = check_branch(box, *draw.branch);
+            if (status.ok() &&
+                (draw.branch->sampler != draw.old_sampler || draw.branch->row != draw.row ||
+                 draw.branch->position() != draw.position || draw.branch->accepted || draw.branch->ended)) {
+                status = Status(Code::invalid_argument, "it has gone on since its token was drawn");
+            }
+            if (status.ok() && !draw.ends) {
+                draw.records.resize(1); // an earlier try has failed
+                Part part{draw.branch.get(), {draw.picked.token}, draw.records};
+                for (size_t k = 0; status.ok() && !guesses.empty() && k < guesses[i].size(); ++k) {
+                    status = check_token(box, guesses[i][k]);
+                    if (status.ok() && llama_vocab_is_eog(vocab, guesses[i][k])) {
+                        break; // it would be picked, not read
+                    }
+                    part.tokens.push_back(guesses[i][k]);
+                }
+                part.draw = part.tokens.size() > 1 ? &draw : nullptr;
+                parts.push_back(std::move(part));
             }
             if (!status.ok()) {
                 return at(i, std::move(status));
             }
         }
-        std::vector<llama_token> made(branches.size());
+        std::vector<std::vector<llama_token>> made(draws.size());
+        for (size_t i = 0; i < draws.size(); ++i) {
+            made[i].reserve(1 + (guesses.empty() ? 0 : guesses[i].size()));
+        }
         if (Status status = read_parts(box, parts); !status.ok()) {
             return status;
         }
         auto part = parts.begin();
-        for (size_t i = 0; i < branches.size(); ++i) {
-            Pick & pick = picks[i];
-            BranchBox & branch = *branches[i];
-            made[i] = pick.picked.token;
-            if (pick.ends) {
-                branch.picked = pick.picked;
+        for (size_t i = 0; i < draws.size(); ++i) {
+            Draw & draw = draws[i];
+            BranchBox & branch = *draw.branch;
+            if (draw.ends) {
+                made[i].push_back(draw.picked.token);
+                branch.picked = draw.picked;
                 branch.ended = true;
-            } else {
-                publish(*part++, true, &pick.record);
+                sampler_changed(branch, std::move(draw.sampler), LLAMA_TOKEN_NULL);
+                continue;
             }
-            sampler_changed(branch, std::move(pick.sampler), pick.ends ? LLAMA_TOKEN_NULL : made[i]);
+            for (const Token & token : part->records) {
+                made[i].push_back(token.id);
+            }
+            publish(*part);
+            sampler_changed(branch, std::move(draw.sampler),
+                            part->records.size() == 1 ? std::optional(draw.picked.token) : std::nullopt);
+            ++part;
         }
+        draws.clear();
         out = std::move(made);
         return {};
+    });
+}
+
+Status branches_step(ContextBox & box, const std::vector<BranchHandle> & branches,
+                     std::vector<llama_token> & out) noexcept {
+    return guarded(Code::decode_failed, [&]() -> Status {
+        std::vector<Draw> draws;
+        std::vector<std::vector<llama_token>> read;
+        std::vector<llama_token> made;
+        made.reserve(branches.size());
+        Status status = branches_draw(box, branches, draws);
+        if (status.ok()) {
+            status = branches_verify(box, draws, {}, read);
+        }
+        if (status.ok()) {
+            for (const std::vector<llama_token> & tokens : read) {
+                made.push_back(tokens[0]);
+            }
+            out = std::move(made);
+        }
+        return status;
     });
 }
 

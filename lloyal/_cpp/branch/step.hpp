@@ -18,4 +18,26 @@ Status branches_read(ContextBox & box, const std::vector<Reading> & readings, bo
 Status branches_step(ContextBox & box, const std::vector<BranchHandle> & branches,
                      std::vector<llama_token> & out) noexcept;
 
+// The same in two halves, for who guesses what comes then. The first changes no branch.
+struct Draw {
+    BranchHandle branch;
+    SamplerHandle sampler; // a copy of the branch's, which has picked the token and accepted it
+    SamplerHandle other;   // to try guesses with
+    std::optional<llama_token> other_lacks;
+    Picked picked;
+    bool ends = false;
+    std::vector<Token> records; // of the token, then of the guesses that were right
+
+    // What it was drawn from; a branch that has others by now is not the same.
+    SamplerHandle old_sampler;
+    std::shared_ptr<const Row> row;
+    Pos position = 0;
+};
+Status branches_draw(ContextBox & box, const std::vector<BranchHandle> & branches, std::vector<Draw> & out) noexcept;
+// Reads what was drawn and the guesses behind it, in one go, and keeps those that the branch itself would pick, up to the first
+// that it would not: the tokens are those of as many steps. `out` gets what each has read, or the token that ends it.
+Status branches_verify(ContextBox & box, std::vector<Draw> & draws,
+                       const std::vector<std::vector<llama_token>> & guesses,
+                       std::vector<std::vector<llama_token>> & out) noexcept;
+
 } // namespace lloyal
