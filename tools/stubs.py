@@ -326,18 +326,21 @@ class Reader:
 
 
 def read_attributes(pxd: Path) -> dict[str, list[str]]:
-    """Read-only attributes of the classes in a .pxd, as properties."""
+    """Attributes of the classes in a .pxd; those that are read-only as properties."""
     found: dict[str, list[str]] = {}
     current = ""
     for number, line in enumerate(pxd.read_text().splitlines() if pxd.exists() else [], 1):
         if match := re.match(r"cdef class (\w+)", line):
             current = match[1]
-        elif match := re.match(r"    cdef (?:readonly|public) (\w+) (\w+)(?:  # (.*))?$", line):
-            kind, name, comment = match.groups()
+        elif match := re.match(r"    cdef (readonly|public) (\w+) (\w+)(?:  # (.*))?$", line):
+            access, kind, name, comment = match.groups()
             if kind == "object" and not comment:
                 raise StubError(f"{pxd.relative_to(ROOT)}:{number}: say the Python type of {name} in a comment")
             result = comment or C_TYPES.get(kind, kind)
-            found.setdefault(current, []).extend(("    @property", f"    def {name}(self) -> {result}: ..."))
+            lines = [f"    {name}: {result}"]
+            if access == "readonly":
+                lines = ["    @property", f"    def {name}(self) -> {result}: ..."]
+            found.setdefault(current, []).extend(lines)
     return found
 
 

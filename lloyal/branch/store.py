@@ -17,6 +17,7 @@ from lloyal.llama import Sampler
 from lloyal.llama.params import unknown_parameter
 from lloyal.lock import patiently
 from lloyal.native import branch as native
+from lloyal.native import step as steps
 from lloyal.native.memory import cells
 from lloyal.prompt import as_chat, one_grammar, tokens_of
 from lloyal.sampling import Sampling, check_sampling
@@ -153,16 +154,16 @@ class BranchStore:
         Releases the GIL, but for steering and logits processors, which are called before.
         """
         chosen = self.live if branches is None else list(branches)
-        if self._closed or not native.steps_alone(chosen, self):
+        if self._closed or not steps.steps_alone(chosen, self):
             self._check(chosen)
             for branch in chosen:
                 if branch._steers:
                     branch._steer()
         if not self.auto_park:
-            return native.step(self.ctx, chosen)
+            return steps.step(self.ctx, chosen)
         _check_apart(chosen)
         made: list[int] = []
-        self._in_groups(chosen, lambda group: made.extend(native.step(self.ctx, group)))
+        self._in_groups(chosen, lambda group: made.extend(steps.step(self.ctx, group)))
         return made
 
     def commit(self, items: Sequence[tuple[Branch, int]]) -> None:
@@ -185,7 +186,7 @@ class BranchStore:
         by_branch = dict(items)
         self._in_groups(
             [branch for branch, _ in items],
-            lambda group: native.read(self.ctx, [(branch, by_branch[branch]) for branch in group], accept),
+            lambda group: steps.read(self.ctx, [(branch, by_branch[branch]) for branch in group], accept),
         )
 
     def merge_logits(self, branch: Branch, experts: Sequence[Branch], alpha: float) -> None:
@@ -221,7 +222,7 @@ class BranchStore:
         group = branches[: self.ctx.n_seq_max]
         done = 0
         # Asked again each time: the next may have been parked for the one before.
-        while todo := native.unseated(self.ctx, group[done:]):
+        while todo := steps.unseated(self.ctx, group[done:]):
             i = done + todo[0]
             try:
                 self._with_room(group[: i + 1], group[i]._seat_native)

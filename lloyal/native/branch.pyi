@@ -11,7 +11,7 @@ from typing_extensions import Buffer
 
 BufferLike = Buffer | NDArray[Any]
 
-__all__ = ["BranchBase", "Draws", "LogitsRow", "draw", "read", "step", "steps_alone", "unseated"]
+__all__ = ["BranchBase", "LogitsRow"]
 
 class LogitsRow:
     """One row of logits that nobody changes any more, as a read-only buffer of float32."""
@@ -21,6 +21,8 @@ class LogitsRow:
 class BranchBase:
     """The handle of a branch. See `lloyal.Branch`."""
 
+    store: Any
+    _steers: bool
     def _create_native(self, ctx: ContextBase, sampler: Sampler | None) -> None: ...
     def _fork_native(self, source: BranchBase, seed: int) -> None: ...
     def _keep_native(self, source: BranchBase, where: str) -> None: ...
@@ -54,33 +56,3 @@ class BranchBase:
     @property
     def ended(self) -> bool:
         """The last step picked a token that ends the text. It was not read."""
-
-def steps_alone(branches: Sequence[BranchBase], store: object) -> bool:
-    """Whether these are branches of that store, and none has anything to do in Python before it picks."""
-
-def step(ctx: ContextBase, branches: Sequence[BranchBase]) -> list[int]:
-    """Pick, accept and read one token in each branch: all or none. Releases the GIL."""
-
-class Draws:
-    """What branches have picked and not read yet. No branch has changed, nor will it if this is dropped."""
-
-    @property
-    def tokens(self) -> list[int]:
-        """The token of each branch."""
-    @property
-    def ends(self) -> list[bool]:
-        """Whether it ends the text."""
-    def verify(self, guesses: Sequence[Sequence[int]]) -> list[list[int]]:
-        """Read the tokens, and of the guesses behind each those that its branch would pick itself: all or none.
-
-        Releases the GIL. Returns what each branch has read, or the token that ends it.
-        """
-
-def draw(ctx: ContextBase, branches: Sequence[BranchBase]) -> Draws:
-    """Pick a token in each branch, and change none."""
-
-def read(ctx: ContextBase, items: Sequence[tuple[BranchBase, Sequence[int]]], accept: bool) -> None:
-    """Read tokens into branches: all or none. Releases the GIL."""
-
-def unseated(ctx: ContextBase, branches: Sequence[BranchBase]) -> list[int]:
-    """Indices of the branches that a step would have to find a sequence for."""

@@ -23,7 +23,7 @@ from lloyal.llama.status cimport check
 
 from lloyal.errors import Closed
 
-__all__ = ["BranchBase", "Draws", "LogitsRow", "draw", "read", "step", "steps_alone", "unseated"]
+__all__ = ["BranchBase", "LogitsRow"]
 
 cdef object _KEY = object()  # a bare __new__ would make one that points nowhere
 
@@ -50,11 +50,6 @@ cdef class LogitsRow:
 
 cdef class BranchBase:
     """The handle of a branch. See `lloyal.Branch`."""
-
-    cdef cbranch.BranchHandle handle
-    cdef object __weakref__
-    cdef public object store  # of whoever made it
-    cdef public bint _steers  # something in Python is to be done before it picks
 
     cdef cbranch.BranchHandle pin(self) except *:
         if not self.handle:
@@ -204,7 +199,7 @@ cdef class BranchBase:
         cdef vector[cbranch.BranchHandle] list
         cdef core.Status status
         cdef double factor = as_number(alpha, "alpha", -FLT_MAX, FLT_MAX)
-        _pin_all(experts, list)
+        pin_all(experts, list)
         handle = self.pin()
         with nogil:
             status = cbranch.branch_merge(handle.get().context, handle.get()[0], list, factor)
@@ -309,132 +304,10 @@ cdef class BranchBase:
         return self.info().ended
 
 
-cdef int _pin_all(object branches, vector[cbranch.BranchHandle]& out) except -1:
+cdef int pin_all(object branches, vector[cbranch.BranchHandle]& out) except -1:
     cdef BranchBase branch
     out.clear()
     for item in branches:
         branch = <BranchBase?>item
         out.push_back(branch.pin())
     return 0
-
-
-def steps_alone(branches: Sequence[BranchBase], store: object) -> bool:
-    """Whether these are branches of that store, and none has anything to do in Python before it picks."""
-    cdef BranchBase branch
-    for item in branches:
-        if not isinstance(item, BranchBase):
-            return False
-        branch = item
-        if branch._steers or branch.store is not store:
-            return False
-    return True
-
-
-def step(ContextBase ctx not None, branches: Sequence[BranchBase]) -> list[int]:
-    """Pick, accept and read one token in each branch: all or none. Releases the GIL."""
-    cdef core.ContextHandle handle
-    cdef vector[cbranch.BranchHandle] list
-    cdef vector[c.llama_token] tokens
-    cdef core.Status status
-    _pin_all(branches, list)
-    handle = ctx.pin()
-    with nogil:
-        status = cbranch.branches_step(handle, list, tokens)
-    raise_signal()
-    check(status)
-    return tokens
-
-
-cdef class Draws:
-    """What branches have picked and not read yet. No branch has changed, nor will it if this is dropped."""
-
-    cdef vector[cbranch.Draw] list
-    cdef ContextBase ctx
-
-    def __cinit__(self, key=None):
-        if key is not _KEY:
-            raise TypeError("Draws cannot be made directly: use draw()")
-
-    @property
-    def tokens(self) -> list[int]:
-        """The token of each branch."""
-        cdef size_t i
-        return [self.list[i].picked.token for i in range(self.list.size())]
-
-    @property
-    def ends(self) -> list[bool]:
-        """Whether it ends the text."""
-        cdef size_t i
-        return [self.list[i].ends for i in range(self.list.size())]
-
-    def verify(self, guesses: Sequence[Sequence[int]]) -> list[list[int]]:
-        """Read the tokens, and of the guesses behind each those that its branch would pick itself: all or none.
-
-        Releases the GIL. Returns what each branch has read, or the token that ends it.
-        """
-        cdef vector[vector[c.llama_token]] list
-        cdef vector[c.llama_token] one
-        cdef vector[vector[c.llama_token]] out
-        cdef core.Status status
-        for tokens in guesses:
-            one.clear()
-            for token in tokens:
-                one.push_back(as_int32(token, "guess"))
-            list.push_back(one)
-        cdef core.ContextHandle handle = self.ctx.pin()
-        with nogil:
-            status = cbranch.branches_verify(handle, self.list, list, out)
-        raise_signal()
-        check(status)
-        return out
-
-
-def draw(ContextBase ctx not None, branches: Sequence[BranchBase]) -> Draws:
-    """Pick a token in each branch, and change none."""
-    cdef core.ContextHandle handle
-    cdef vector[cbranch.BranchHandle] list
-    cdef core.Status status
-    cdef Draws draws = Draws.__new__(Draws, _KEY)
-    _pin_all(branches, list)
-    handle = ctx.pin()
-    with nogil:
-        status = cbranch.branches_draw(handle, list, draws.list)
-    check(status)
-    draws.ctx = ctx
-    return draws
-
-
-def read(ContextBase ctx not None, items: Sequence[tuple[BranchBase, Sequence[int]]], accept: bool) -> None:
-    """Read tokens into branches: all or none. Releases the GIL."""
-    cdef core.ContextHandle handle
-    cdef vector[cbranch.Reading] readings
-    cdef cbranch.Reading reading
-    cdef BranchBase branch
-    cdef core.Status status
-    cdef bint accepting = accept
-    for item, tokens in items:
-        branch = <BranchBase?>item
-        reading.tokens.clear()
-        for token in tokens:
-            reading.tokens.push_back(as_int32(token, "token"))
-        reading.branch = branch.pin()
-        readings.push_back(reading)
-    handle = ctx.pin()
-    with nogil:
-        status = cbranch.branches_read(handle, readings, accepting)
-    raise_signal()
-    check(status)
-
-
-def unseated(ContextBase ctx not None, branches: Sequence[BranchBase]) -> list[int]:
-    """Indices of the branches that a step would have to find a sequence for."""
-    cdef core.ContextHandle handle
-    cdef vector[cbranch.BranchHandle] list
-    cdef vector[size_t] found
-    cdef core.Status status
-    _pin_all(branches, list)
-    handle = ctx.pin()
-    with nogil:
-        status = cbranch.branches_unseated(handle, list, found)
-    check(status)
-    return found

@@ -17,7 +17,7 @@ RINGS = [
     "llama.args llama.base llama.buffers "
     "llama.vocab llama.rpc llama.load llama.model llama.batch llama.batch_ext llama.decode llama.outputs "
     "llama.memory llama.state llama.ext llama.adapter llama.quantize llama.common llama.sampler_init llama.sampler "
-    "llama.sampler_backend llama.context llama native",
+    "llama.sampler_backend llama.context llama native.branch native",
     # 2: text, sampling and measures on top of it
     "tokenization sampling grammar chat metrics kv",
     # 3: checkpoints and decoding
