@@ -155,16 +155,21 @@ class BranchStore:
         """
         chosen = self.live if branches is None else list(branches)
         if self._closed or not steps.steps_alone(chosen, self):
-            self._check(chosen)
-            for branch in chosen:
-                if branch._steers:
-                    branch._steer()
+            self._check_ready(chosen)
         if not self.auto_park:
             return steps.step(self.ctx, chosen)
         _check_apart(chosen)
         made: list[int] = []
         self._in_groups(chosen, lambda group: made.extend(steps.step(self.ctx, group)))
         return made
+
+    def _check_ready(self, branches: list[Branch]) -> None:
+        """They can step together, and functions have changed what they see."""
+        self._check(branches)
+        _check_apart(branches)
+        for branch in branches:
+            if branch._steers:
+                branch._steer()
 
     def commit(self, items: Sequence[tuple[Branch, int]]) -> None:
         """Each branch accepts a token and reads it: as `step`, where the caller has picked.

@@ -1,0 +1,185 @@
+"""What guesses the tokens that come: n-grams of the text itself, a smaller model, or anything with the same methods."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Protocol
+from weakref import finalize
+
+from lloyal.errors import Busy, CacheFull, InvalidArgument, Unsupported
+from lloyal.kv import Tenancy
+from lloyal.llama import Batch
+
+if TYPE_CHECKING:
+    from lloyal.context import Context
+    from lloyal.llama import Vocab
+
+__all__ = ["DraftModel", "Drafter", "NGram"]
+
+
+class Drafter(Protocol):
+    """Guesses the next tokens of texts. A wrong guess costs time and changes nothing."""
+
+    def check(self, vocab: Vocab) -> None:
+        """`InvalidArgument` if it cannot guess tokens of this vocabulary."""
+
+    def start(self) -> Any:
+        """What it keeps of one text, of which it has heard nothing yet."""
+
+    def feed(self, text: Any, tokens: Sequence[int]) -> None:
+        """Tokens that the text goes on with."""
+
+    def propose(self, texts: Sequence[Any], n: int) -> Sequence[Sequence[int]]:
+        """At most `n` tokens for each text; none where it has no idea."""
+
+
+class NGram:
+    """Guesses that what has followed the last few tokens before follows them again: copies, quotes, code, edits.
+
+    Parameters
+    ----------
+    longest, shortest : int
+        How many last tokens must agree; the longest agreement is taken, and of those the latest.
+    """
+
+    class Text:
+        """Where the tokens behind each n-gram begin."""
+
+        __slots__ = ("places", "tokens")
+
+        def __init__(self) -> None:
+            self.tokens: list[int] = []
+            self.places: dict[tuple[int, ...], int] = {}
+
+    def __init__(self, longest: int = 4, shortest: int = 2) -> None:
+        if not 1 <= shortest <= longest <= 64:
+            raise InvalidArgument(f"shortest={shortest} and longest={longest} must be in order, from 1 to 64")
+        self.longest, self.shortest = longest, shortest
+
+    def check(self, vocab: Vocab) -> None:
+        """It knows tokens by their numbers: any vocabulary will do."""
+
+    def start(self) -> NGram.Text:
+        """A text without tokens."""
+        return self.Text()
+
+    def feed(self, text: NGram.Text, tokens: Sequence[int]) -> None:
+        """Remember what followed which n-gram."""
+        own, places = text.tokens, text.places
+        for token in tokens:
+            end = len(own)
+            for size in range(self.shortest, min(self.longest, end) + 1):
+                places[tuple(own[end - size :])] = end
+            own.append(token)
+
+    def propose(self, texts: Sequence[NGram.Text], n: int) -> list[list[int]]:
+        """What came behind the longest n-gram that was here before."""
+        return [self._behind(text, n) for text in texts]
+
+    def _behind(self, text: NGram.Text, n: int) -> list[int]:
+        own = text.tokens
+        for size in range(min(self.longest, len(own)), self.shortest - 1, -1):
+            begin = text.places.get(tuple(own[-size:]))
+            if begin is not None:
+                return own[begin : begin + n]
+        return []
+
+
+class DraftModel:
+    """Guesses what a smaller model with the same vocabulary would write, by its most probable tokens.
+
+    Parameters
+    ----------
+    ctx : Context
+        Of the smaller model. Each text leases a sequence of it; texts for which there is none are not guessed.
+    """
+
+    class Text:
+        """A sequence of the draft's context, and what it holds."""
+
+        def __init__(self, ctx: Context, seq_id: int) -> None:
+            self.seq_id = seq_id  # -1: none
+            self.tokens: list[int] = []
+            self.held: list[int] = []  # in the cache; guesses that were wrong are still among them
+            self.agreed = 0  # of `held`, known to be the text's
+            if seq_id >= 0:
+                finalize(self, _give_back, ctx, seq_id)
+
+    def __init__(self, ctx: Context) -> None:
+        self.ctx = ctx
+        self._batch = Batch()
+
+    def check(self, vocab: Vocab) -> None:
+        """The vocabularies must be of one size, with the same pieces."""
+        mine = self.ctx.vocab
+        some = range(0, vocab.n_tokens, max(1, vocab.n_tokens // 256))
+        if mine.n_tokens != vocab.n_tokens or any(mine.token_to_piece(t) != vocab.token_to_piece(t) for t in some):
+            raise InvalidArgument(
+                f"the draft model has another vocabulary ({mine.n_tokens} tokens, not {vocab.n_tokens}): "
+                "take a draft that was made for this model"
+            )
+
+    def start(self) -> DraftModel.Text:
+        """A sequence of its own, if one is free."""
+        tenancy = Tenancy(self.ctx)
+        return self.Text(self.ctx, tenancy.acquire() if tenancy.available else -1)
+
+    def feed(self, text: DraftModel.Text, tokens: Sequence[int]) -> None:
+        """Read when there is something to guess."""
+        text.tokens += tokens
+
+    def propose(self, texts: Sequence[DraftModel.Text], n: int) -> list[list[int]]:
+        """Tokens of all texts in one batch a step."""
+        guesses: list[list[int]] = [[] for _ in texts]
+        if n < 1:
+            return guesses
+        try:
+            able = [i for i, text in enumerate(texts) if text.seq_id >= 0 and text.tokens]
+            rows = {i: self._catch_up(texts[i]) for i in able}
+            for step in range(n):
+                for i in able:
+                    guesses[i].append(rows[i])
+                able = [i for i in able if not self.ctx.vocab.is_eog(rows[i])]
+                if step + 1 == n or not able:
+                    break
+                self._batch.clear()
+                for i in able:
+                    self._batch.add(rows[i], len(texts[i].held), texts[i].seq_id, True)
+                Tenancy(self.ctx).decode(self._batch)
+                for place, i in enumerate(able):
+                    texts[i].held.append(rows[i])
+                    rows[i] = self.ctx.logits(place).argmax()
+        except CacheFull:
+            pass  # what there is will do
+        return guesses
+
+    def _catch_up(self, text: DraftModel.Text) -> int:
+        """Read what it has not read yet; the most probable token behind it."""
+        tokens, held = text.tokens, text.held
+        n = min(text.agreed, len(tokens) - 1)
+        while n < len(held) and n < len(tokens) - 1 and held[n] == tokens[n]:
+            n += 1
+        memory, tenancy = self.ctx.memory, Tenancy(self.ctx)
+        if n < len(held):
+            try:
+                memory.seq_rm(text.seq_id, n, -1)
+            except Unsupported:
+                memory.seq_rm(text.seq_id, -1, -1)
+                n = 0
+            del held[n:]
+        step = self.ctx.n_batch
+        for begin in range(n, len(tokens), step):
+            self._batch.clear()
+            self._batch.extend(tokens[begin : begin + step], begin, text.seq_id, "last")
+            tenancy.decode(self._batch)
+            held += tokens[begin : begin + step]
+        text.agreed = len(tokens)
+        token: int = self.ctx.logits().argmax()
+        return token
+
+
+def _give_back(ctx: Context, seq_id: int) -> None:
+    with suppress(Busy):  # of a thread that is inside: the sequence stays leased then
+        if not ctx.closed:
+            Tenancy(ctx).release(seq_id)

@@ -1,0 +1,187 @@
+"""Steps of branches that read guesses: exactly the tokens of plain steps, several at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from lloyal.branch import Branch, BranchStore
+from lloyal.errors import InvalidArgument
+from lloyal.native import step as native
+from lloyal.prompt import check_max_tokens
+from lloyal.speculative.cost import Cost
+
+if TYPE_CHECKING:
+    from lloyal.context import Context
+    from lloyal.llama.common import ChatPrompt
+    from lloyal.sampling import Sampling
+    from lloyal.speculative.draft import Drafter
+
+__all__ = ["Speculator", "SpeculatorStats"]
+
+MOST = 64  # guesses of a step
+
+
+@dataclasses.dataclass
+class SpeculatorStats:
+    """What a `Speculator` has done so far."""
+
+    steps: int = 0  #: of any number of branches
+    tokens: int = 0
+    guessed: int = 0
+    kept: int = 0  #: of the guesses
+    seconds_guessing: float = 0.0
+    seconds_reading: float = 0.0
+
+    @property
+    def tokens_per_step(self) -> float:
+        """Of one branch: 1 without a guess that was right."""
+        return self.tokens / (self.tokens - self.kept) if self.tokens else 1.0
+
+
+class Speculator:
+    """Lets a drafter guess what branches pick next, and reads the guesses with the token before them.
+
+    A guess is kept if the branch's own sampler picks it from the logits in front of it, with its penalties, grammar and
+    random numbers. So the tokens are those of plain steps, whatever is guessed; where two tokens are as good as equally
+    probable, a batch of another size may decide otherwise. Rows of wrong guesses are taken back: by a trim, by the
+    rollback ring, or a state by a checkpoint in device memory, and then the tokens that were right are read again in
+    front of the next step.
+
+    Parameters
+    ----------
+    ctx : Context
+        The branches' context.
+    drafter : Drafter
+        `NGram`, `DraftModel`, or anything with their methods.
+    n : int, optional
+        Guesses of a step. Without it as many as give the most tokens a second, by what is measured on the way; none
+        where that is best.
+    most : int
+        The most of them, from 1 to 64.
+
+    Attributes
+    ----------
+    stats : SpeculatorStats
+    """
+
+    def __init__(self, ctx: Context, drafter: Drafter, *, n: int | None = None, most: int = 8) -> None:
+        for name, number, least in (("n", n, 0), ("most", most, 1)):
+            if number is not None and not least <= number <= MOST:
+                raise InvalidArgument(f"{name}={number} must be from {least} to {MOST}")
+        drafter.check(ctx.vocab)
+        self.ctx, self.drafter, self.n = ctx, drafter, n
+        self.stats = SpeculatorStats()
+        self._cost = Cost(most)
+        self._texts: WeakKeyDictionary[Branch, tuple[Any, int, int]] = WeakKeyDictionary()
+
+    def step(self, branches: Sequence[Branch]) -> list[list[int]]:
+        """Each branch picks, accepts and reads a token, and of the guesses behind it those that are right.
+
+        Returns
+        -------
+        list of list of int
+            The tokens of each branch, one at least. One that ends the text is picked only, and the last: its branch has
+            `Branch.ended` then.
+
+        Raises
+        ------
+        Exception
+            What `BranchStore.step` raises, and what the drafter does: no branch has changed then.
+
+        Notes
+        -----
+        Branches with steering or logits processors go on without guesses. Releases the GIL while it computes.
+        """
+        chosen = list(branches)
+        if not chosen:
+            return []
+        store = chosen[0].store
+        if store is None or store.ctx is not self.ctx:
+            raise InvalidArgument("the branches belong to another context than the speculator")
+        store._check_ready(chosen)
+        made: list[list[int]] = []
+        store._in_groups(chosen, lambda group: made.extend(self._step(group)))
+        return made
+
+    def _step(self, branches: list[Branch]) -> list[list[int]]:
+        draws = native.draw(self.ctx, branches)
+        n = self._cost.choose() if self.n is None else self.n
+        begin = time.perf_counter()
+        guesses = self._guesses(branches, draws, n)
+        guessed = time.perf_counter()
+        read = draws.verify(guesses)
+        end = time.perf_counter()
+        widest = max(map(len, guesses))
+        self._cost.note(widest, (end - begin) / len(branches))
+        stats = self.stats
+        stats.steps += 1
+        stats.seconds_guessing += guessed - begin
+        stats.seconds_reading += end - guessed
+        for guess, tokens in zip(guesses, read, strict=True):
+            stats.tokens += len(tokens)
+            stats.guessed += len(guess)
+            stats.kept += len(tokens) - 1
+            self._cost.judge(len(guess), len(tokens) - 1)
+        return read
+
+    def _guesses(self, branches: list[Branch], draws: native.Draws, n: int) -> list[Sequence[int]]:
+        guesses: list[Sequence[int]] = [()] * len(branches)
+        if n == 0:
+            return guesses
+        able = [i for i, (branch, ends) in enumerate(zip(branches, draws.ends, strict=True))
+                if not (ends or branch._steers)]  # fmt: skip
+        if not able:
+            return guesses
+        tokens = draws.tokens
+        texts = [self._text(branches[i], tokens[i]) for i in able]
+        for i, guess in zip(able, self.drafter.propose(texts, n), strict=True):
+            guesses[i] = list(guess)[:n]
+        return guesses
+
+    def _text(self, branch: Branch, token: int) -> Any:
+        """What the drafter keeps of a branch, having heard all its tokens and the one it has just picked."""
+        position = branch.position
+        text, heard, last = self._texts.pop(branch, (None, 0, -1))  # gone, should the drafter fail
+        if heard == position + 1 and last == token:  # the step before failed: it has drawn the same again
+            self._texts[branch] = text, heard, last
+            return text
+        known = branch._token_ids_native(max(0, heard - 1)) if text is not None and heard <= position else []
+        if known[:1] != [last]:  # it is another text now
+            text = None
+            text, known = self.drafter.start(), [last, *branch._token_ids_native()]
+        self.drafter.feed(text, [*known[1:], token])
+        self._texts[branch] = text, position + 1, token
+        return text
+
+    def generate(
+        self,
+        prompt: str | bytes | Sequence[int] | ChatPrompt,
+        max_tokens: int | None = None,
+        *,
+        sampling: Sampling | None = None,
+        **rules: Any,
+    ) -> Iterator[int]:
+        """Tokens of a new text in a sequence of its own, as `Branch.generate` gives them.
+
+        Parameters
+        ----------
+        prompt, sampling, rules
+            As in `BranchStore.create`: `grammar`, `json_schema`.
+        max_tokens : int, optional
+        """
+        check_max_tokens(max_tokens)
+        with BranchStore(self.ctx) as store:
+            branch = store.create(prompt, sampling=sampling, **rules)
+            given = 0
+            while not branch.ended:
+                for token in self.step([branch])[0]:
+                    if self.ctx.vocab.is_eog(token):
+                        return
+                    yield token
+                    given += 1
+                    if given == max_tokens:
+                        return
