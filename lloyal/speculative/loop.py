@@ -108,12 +108,17 @@ class Speculator:
         return made
 
     def _step(self, branches: list[Branch]) -> list[list[int]]:
-        draws = native.draw(self.ctx, branches)
         n = self._cost.choose() if self.n is None else self.n
         begin = time.perf_counter()
-        guesses = self._guesses(branches, draws, n)
-        guessed = time.perf_counter()
-        read = draws.verify(guesses)
+        guesses: list[Sequence[int]] = [()] * len(branches)
+        if n == 0:
+            guessed = begin
+            read = [[token] for token in native.step(self.ctx, branches)]
+        else:
+            draws = native.draw(self.ctx, branches)
+            guesses = self._guesses(branches, draws, n)
+            guessed = time.perf_counter()
+            read = draws.verify(guesses)
         end = time.perf_counter()
         widest = max(map(len, guesses))
         self._cost.note(widest, (end - begin) / len(branches))
@@ -130,8 +135,6 @@ class Speculator:
 
     def _guesses(self, branches: list[Branch], draws: native.Draws, n: int) -> list[Sequence[int]]:
         guesses: list[Sequence[int]] = [()] * len(branches)
-        if n == 0:
-            return guesses
         able = [i for i, (branch, ends) in enumerate(zip(branches, draws.ends, strict=True))
                 if not (ends or branch._steers)]  # fmt: skip
         if not able:

@@ -11,7 +11,7 @@ from tests.contracts.source import PACKAGE, ROOT
 from tests.contracts.test_rings import PLACE
 
 # The places of ARCHITECTURE.md; a new one is written there first.
-FOLDERS = {"_cpp", "bench", "branch", "checkpoint", "cli", "libllama", "llama", "models", "native"}
+FOLDERS = {"_cpp", "bench", "branch", "checkpoint", "cli", "libllama", "llama", "models", "native", "speculative"}
 
 
 def test_the_folders_are_the_known_ones():

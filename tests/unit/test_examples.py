@@ -120,6 +120,10 @@ def test_guide_to_branches(tmp_path):
     assert run("\n".join(blocks("docs/branches.md")), tmp_path).strip()
 
 
+def test_speculation_page(tmp_path: Path) -> None:
+    assert "tokens a step" in run("\n".join(blocks("docs/speculation.md")), tmp_path)
+
+
 @pytest.mark.parametrize("page", ["README.md", "docs/branches.md", "docs/recipes.md"])
 def test_beam_search_is_shown(page):
     assert "beam_search(" in (ROOT / page).read_text()
