@@ -15,6 +15,7 @@ from lloyal.llama.params import unknown_parameter
 from lloyal.prompt import as_chat, check_count, check_max_tokens, one_grammar
 from lloyal.sampling import Sampling, SupportsSample
 from lloyal.scheduler import StopReason as StopReason
+from lloyal.speculative import Drafter, Speculator
 from lloyal.tokenization import StopStrings, StreamDecoder, stop_strings
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def generate(
     json_schema: Mapping[str, Any] | bool | str | None = None,
     stop: str | Iterable[str] = (),
     progress: Progress | None = None,
+    draft: Drafter | Speculator | None = None,
 ) -> Generations: ...
 def generate(
     ctx: Context,
@@ -67,6 +69,7 @@ def generate(
     pos0: int | None = None,
     history: Sequence[int] = (),
     progress: Progress | None = None,
+    draft: Drafter | Speculator | None = None,
     **unknown: Never,
 ) -> Generation | Generations:
     """Go on from a prompt until the model ends the text: tokens by iteration, text by `Generation.text`.
@@ -101,6 +104,9 @@ def generate(
         Tokens before the prompt, for the penalties.
     progress : callable, optional
         As in `prefill`, while the prompt is read.
+    draft : Drafter or Speculator, optional
+        With `n`, which may be 1: guesses what comes, so that a step gives several tokens. The same ones, sooner where
+        it guesses well; see `lloyal.speculative`.
 
     Returns
     -------
@@ -131,8 +137,10 @@ def generate(
         return Generations(
             cast("WithCheckpoints", ctx), [prompt], n=n, max_tokens=[max_tokens] * n,
             sampling=Sampling() if sampling is None else cast("Sampling", sampling), grammar=grammar,
-            json_schema=json_schema, stops=[stop_strings(stop)] * n, progress=progress,
+            json_schema=json_schema, stops=[stop_strings(stop)] * n, progress=progress, draft=draft,
         )  # fmt: skip
+    if draft is not None:
+        raise InvalidArgument("a draft guesses for texts in sequences of their own: give n, 1 for one text")
     return Generation(
         ctx, prompt, max_tokens, Sampling() if sampling is None else sampling, seq_id, progress,
         grammar=grammar, json_schema=json_schema, stop=stop, pos0=pos0, history=history,

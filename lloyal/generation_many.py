@@ -17,6 +17,7 @@ from lloyal.llama import LLAMA_DEFAULT_SEED, Sampler, Vocab
 from lloyal.prompt import as_chat, check_max_tokens, one_grammar, tokens_of
 from lloyal.sampling import Sampling, check_sampling
 from lloyal.scheduler import Scheduler, StopReason, Text, log_probs_of
+from lloyal.speculative import Drafter, Speculator
 from lloyal.tokenization import StreamDecoder, stop_strings
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ class Generations(Iterator[tuple[int, int]]):
     ----------
     seed : int or None
         Text ``i`` draws from ``seed + i``; None if nothing is drawn.
+    speculator : Speculator or None
+        What lets a drafter guess; its `stats` say how well.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class Generations(Iterator[tuple[int, int]]):
         json_schema: Mapping[str, Any] | bool | str | None,
         stops: Sequence[tuple[str, ...]],
         progress: Progress | None,
+        draft: Drafter | Speculator | None = None,
     ) -> None:
         self._ready: deque[tuple[int, int]] = deque()
         self._over = True  # until everything has been checked: there is nothing to close
@@ -60,7 +64,10 @@ class Generations(Iterator[tuple[int, int]]):
         seed = secrets.randbelow(LLAMA_DEFAULT_SEED) if sampling.seed is None else sampling.seed
         self.seed = None if sampling.temperature == 0 else seed
         self._ctx, self._progress, self._n_told = ctx, progress, 0
-        self._scheduler = Scheduler(ctx)
+        self.speculator = draft if draft is None or isinstance(draft, Speculator) else Speculator(ctx, draft)
+        if self.speculator is not None and self.speculator.ctx is not ctx:
+            raise InvalidArgument("the speculator was made for another context")
+        self._scheduler = Scheduler(ctx, self.speculator)
         store, vocab = self._scheduler.store, ctx.vocab
         self._texts: list[Text] = []
         self._root: Callable[[], Branch] | None = None  # of texts with one prompt, which is read once
@@ -238,6 +245,7 @@ def generate_many(
     json_schema: Mapping[str, Any] | bool | str | None = None,
     stop: str | Iterable[str] | Iterable[Iterable[str]] = (),
     progress: Progress | None = None,
+    draft: Drafter | Speculator | None = None,
 ) -> Generations:
     """Go on from many prompts side by side: all that find a sequence at once, the others as sequences become free.
 
@@ -257,6 +265,8 @@ def generate_many(
         Strings that end a text; or for every prompt its own, as tuples.
     progress : callable, optional
         Called with the tokens of the prompts read so far and their total.
+    draft : Drafter or Speculator, optional
+        Guesses what comes, so that a step gives several tokens: the same ones, sooner where it guesses well.
 
     Returns
     -------
@@ -279,7 +289,7 @@ def generate_many(
         raise InvalidArgument(f"{len(most)} max_tokens and {len(stops)} stops were given for {len(given)} prompts")
     return Generations(
         ctx, given, max_tokens=most, sampling=Sampling() if sampling is None else sampling,
-        grammar=grammar, json_schema=json_schema, stops=stops, progress=progress,
+        grammar=grammar, json_schema=json_schema, stops=stops, progress=progress, draft=draft,
     )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from lloyal.branch import Branch, BranchStore
 from lloyal.errors import Aborted, Busy, CacheFull, NoLease
@@ -13,6 +13,7 @@ from lloyal.tokenization import StopStrings, StreamDecoder
 
 if TYPE_CHECKING:
     from lloyal.context import Context
+    from lloyal.speculative import Speculator
 
 __all__ = ["Scheduler", "Text"]
 
@@ -124,10 +125,13 @@ class Scheduler:
     Parameters
     ----------
     ctx : Context
+    speculator : Speculator, optional
+        Steps are its: several tokens for a text at once.
     """
 
-    def __init__(self, ctx: Context) -> None:
+    def __init__(self, ctx: Context, speculator: Speculator | None = None) -> None:
         self.store = BranchStore(ctx)
+        self._speculator = speculator
         self.waiting: deque[Text] = deque()
         self.reading: list[Text] = []
         self.live: list[Text] = []
@@ -164,7 +168,7 @@ class Scheduler:
         Returns
         -------
         texts, tokens : list of Text, list of int
-            Those that were given a token, and the tokens.
+            Those that were given a token, and the tokens; with a speculator a text may be there several times.
         over : list of Text
             The texts that are over now.
 
@@ -177,7 +181,8 @@ class Scheduler:
             self._admit()
         if self.reading:
             self._read_some()
-        texts, tokens = self._go_on() if self.live else ([], [])
+        go_on = self._go_on if self._speculator is None else self._go_on_by_guesses
+        texts, tokens = go_on() if self.live else ([], [])
         over, self._over = self._over, []
         return texts, tokens, over
 
@@ -220,30 +225,57 @@ class Scheduler:
             return [text for text, _ in given], [token for _, token in given]
         return live, tokens
 
-    def _step_live(self) -> list[int]:
-        """A token for each live text; fewer are live afterwards if some have failed or found no room."""
+    def _go_on_by_guesses(self) -> tuple[list[Text], list[int]]:
+        """The same, where a step gives a text several tokens."""
+        steps: list[list[int]] = self._step_live()
+        live = self.live
+        texts: list[Text] = []
+        tokens: list[int] = []
+        for text, made in zip(live, steps, strict=True):
+            for token in made:
+                if self._is_eog(token):
+                    text.stop_reason = "end"
+                    break
+                text.tokens.append(token)
+                texts.append(text)
+                tokens.append(token)
+                text.hear(token)
+                if text.stop_reason is None and len(text.tokens) == text.max_tokens:
+                    text.stop_reason = "length"
+                if text.stop_reason is not None:
+                    break  # what was read behind it goes with its branch
+        if any(text.over for text in live):
+            self._set_live([text for text in live if not text.over])
+            for text in live:
+                if text.over:
+                    self._end(text)
+        return texts, tokens
+
+    def _step_live(self) -> list[Any]:
+        """A token for each live text, or a list; fewer are live afterwards if some have failed or found no room."""
+        step = self.store.step if self._speculator is None else self._speculator.step
         while self.live:
             try:
-                return self.store.step(self._branches)
+                return step(self._branches)
             except CacheFull as error:
                 self._no_room(self.live[-1], error)  # those that came first are done first
             except (Busy, Aborted):
                 raise
             except Exception as error:
                 if len(self.live) > 1:
-                    return self._step_apart()
+                    return self._step_apart(step)
                 self._fail(self.live[0], error)
         return []
 
-    def _step_apart(self) -> list[int]:
+    def _step_apart(self, step: Callable[[list[Branch]], list[Any]]) -> list[Any]:
         """One by one, since one of them fails: it is to fail alone."""
-        tokens: list[int] = []
+        tokens: list[Any] = []
         waiting = list(self.live)
         while waiting:
             text = waiting[0]
             try:
                 try:
-                    tokens += self.store.step([cast("Branch", text.branch)])
+                    tokens += step([cast("Branch", text.branch)])
                 except CacheFull as error:
                     self._no_room(text, error)
             except (Busy, Aborted):
@@ -374,4 +406,5 @@ def log_probs_of(text: Text) -> list[float]:
     """Of its tokens, by the model; while it has its branch."""
     if text.branch is None:
         return text.log_probs
-    return [log_prob for *_, log_prob in text.branch._tokens_native(len(text.prompt))]
+    found = text.branch._tokens_native(len(text.prompt))
+    return [log_prob for *_, log_prob in found[: len(text.tokens)]]

@@ -104,6 +104,8 @@ def public_calls() -> tuple[Callables, dict[str, Callables], dict[str, list[str]
                 for attribute in dir(value):
                     if (attribute.startswith("_") and attribute not in DUNDERS) or attribute in LEAVE_OUT:
                         continue
+                    if issubclass(value, tuple) and hasattr(tuple, attribute):
+                        continue  # Python's own
                     member = inspect.getattr_static(value, attribute, None)
                     if callable(getattr(value, attribute, None)):
                         methods.setdefault(name, []).append((attribute, getattr(value, attribute)))
