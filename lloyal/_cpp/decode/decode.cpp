@@ -156,7 +156,8 @@ void set_outputs(ContextBox & box, const Batch & batch, bool all) {
 
 // After a failure llama.cpp has taken back the rows of the ubatch that failed, but from one sequence of each token
 // only, and a recurrent state (half written by then) not at all, or from a snapshot that was never taken.
-void take_back(ContextBox & box, const Batch & batch, const std::vector<StateCell> & before) {
+void take_back(ContextBox & box, const Batch & batch, const std::vector<StateCell> & before,
+               const std::vector<uint32_t> & pending) {
     const auto empty = [&box](SeqId seq) {
         box.memory->seq_rm(seq, -1, -1); // a hybrid's positions may be gone, and the state still there
         if (!box.provenance.of(seq).empty()) {
@@ -167,7 +168,8 @@ void take_back(ContextBox & box, const Batch & batch, const std::vector<StateCel
     // A state of another sequence may have been on its way to another cell.
     const std::vector<StateCell> after = box.map.state_cells();
     for (size_t seq = 0; seq < before.size(); ++seq) {
-        if (before[seq].cell != after[seq].cell) {
+        // Or back to a snapshot, which is done for every state between those of the batch.
+        if (before[seq].cell != after[seq].cell || pending[seq] != box.map.recurrent->rs_idx[seq]) {
             empty(SeqId(seq));
         }
     }
@@ -268,6 +270,7 @@ Status failure(const ContextBox & box, int32_t rc, const Batch & batch) {
 // One call of llama.cpp, and what it did to the memory. `native` takes the batch.
 template <typename Native> Status compute(ContextBox & box, Batch & batch, Native && native) {
     const std::vector<StateCell> before = box.map.state_cells();
+    const std::vector<uint32_t> pending = box.map.recurrent ? box.map.recurrent->rs_idx : std::vector<uint32_t>();
     const bool keeps = box.memory && !box.map.shared;
     int32_t rc = 0;
     try {
@@ -280,7 +283,7 @@ template <typename Native> Status compute(ContextBox & box, Batch & batch, Nativ
             }
         }
         if (keeps) {
-            take_back(box, batch, before);
+            take_back(box, batch, before, pending);
             record(box, batch, false, before);
         }
         throw;
@@ -297,7 +300,7 @@ template <typename Native> Status compute(ContextBox & box, Batch & batch, Nativ
     const bool computed = rc == 0 || rc == 2 || rc < -1;
     if (keeps && computed) {
         if (rc != 0) {
-            take_back(box, batch, before);
+            take_back(box, batch, before, pending);
         }
         record(box, batch, rc == 0, before);
     }
