@@ -486,25 +486,25 @@ def test_a_stopped_sequence_that_began_in_the_middle_is_gone(name: str, load: Lo
 
 @pytest.mark.parametrize("name", ["lfm2", "qwen35"])
 def test_a_rollback_that_a_stopped_decode_was_to_apply(name: str, load: Load, new_context: Make) -> None:
-    """llama.cpp applies it for every state between those of the batch; half applied, the state is gone."""
+    """llama.cpp applies it for every state that lies between those of the batch; half applied, the state is gone."""
     model = load(name)
     for node in range(0, 120, 12):
         ctx = new_context(model, n_rs_seq=4)
-        texts = [some(9, seq) for seq in range(3)]
+        texts = [some(9, seq) for seq in range(4)]
         for seq, text in enumerate(texts):
             feed(ctx, (seq, 0, text))
-        ctx.memory.seq_rm(1, 7, -1)
+        ctx.memory.seq_rm(2, 7, -1)
         abort_arm(node)
         try:
-            feed(ctx, (0, 9, some(1)), (2, 9, some(1)))
+            feed(ctx, (0, 9, some(1)), (3, 9, some(1)))
         except errors.Aborted:
-            left = ctx.memory.seq_pos_max(1)
+            left = ctx.memory.seq_pos_max(2)
             assert left in (-1, 6)
-            text = texts[1][:7] if left == 6 else []
+            text = texts[2][:7] if left == 6 else []
         else:
-            text = texts[1][:7]
+            text = texts[2][:7]
         abort_arm(-1)
         more = some(3, 50)
         assert (
-            distance(feed(ctx, (1, len(text), more))[0], next_logits(model, new_context, [*text, *more])) < TOLERANCE
+            distance(feed(ctx, (2, len(text), more))[0], next_logits(model, new_context, [*text, *more])) < TOLERANCE
         ), node
