@@ -56,10 +56,10 @@ def one_grammar(
     return grammar
 
 
-def check_count(name: str, n: int, least: int = 1) -> int:
-    """The number, `InvalidArgument` unless there can be so many texts at once."""
-    if not isinstance(n, Integral) or isinstance(n, bool) or not least <= int(n) <= MOST_TEXTS:
-        raise InvalidArgument(f"{name}={n!r} must be an integer from {least} to {MOST_TEXTS}")
+def check_count(name: str, n: int, least: int = 1, most: int = MOST_TEXTS) -> int:
+    """The number, `InvalidArgument` unless there can be so many, of texts at once if nothing else is said."""
+    if not isinstance(n, Integral) or isinstance(n, bool) or not least <= int(n) <= most:
+        raise InvalidArgument(f"{name}={n!r} must be an integer from {least} to {most}")
     return int(n)
 
 

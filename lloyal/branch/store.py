@@ -219,7 +219,8 @@ class BranchStore:
                 self._with_room(group, lambda group=group: run(group))  # type: ignore[misc]
         except BaseException:
             for branch, before in undo:
-                patiently(partial(branch._assign_native, before))
+                if not branch.pruned:
+                    patiently(partial(branch._assign_native, before))
             raise
 
     def _seat(self, branches: list[Branch]) -> int:

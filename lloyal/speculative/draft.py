@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import finalize
 
-from lloyal.errors import Busy, CacheFull, InvalidArgument, Unsupported
+from lloyal.context import Context
+from lloyal.errors import CacheFull, Closed, InvalidArgument, InvalidBatch, NoLease, Unsupported
 from lloyal.kv import Tenancy
 from lloyal.llama import Batch
+from lloyal.prompt import check_count
 
 if TYPE_CHECKING:
-    from lloyal.context import Context
     from lloyal.llama import Vocab
 
 __all__ = ["DraftModel", "Drafter", "NGram"]
@@ -53,9 +55,8 @@ class NGram:
             self.places: dict[tuple[int, ...], int] = {}
 
     def __init__(self, longest: int = 4, shortest: int = 2) -> None:
-        if not 1 <= shortest <= longest <= 64:
-            raise InvalidArgument(f"shortest={shortest} and longest={longest} must be in order, from 1 to 64")
-        self.longest, self.shortest = longest, shortest
+        self.longest = check_count("longest", longest, 1, 64)
+        self.shortest = check_count("shortest", shortest, 1, self.longest)
 
     def check(self, vocab: Vocab) -> None:
         """It knows tokens by their numbers: any vocabulary will do."""
@@ -98,17 +99,18 @@ class DraftModel:
     class Text:
         """A sequence of the draft's context, and what it holds."""
 
-        def __init__(self, ctx: Context, seq_id: int) -> None:
-            self.seq_id = seq_id  # -1: none
+        def __init__(self) -> None:
+            self.seq_id = -1  # none yet
             self.tokens: list[int] = []
             self.held: list[int] = []  # in the cache; guesses that were wrong are still among them
             self.agreed = 0  # of `held`, known to be the text's
-            if seq_id >= 0:
-                finalize(self, _give_back, ctx, seq_id)
 
     def __init__(self, ctx: Context) -> None:
+        if not isinstance(ctx, Context):
+            raise TypeError(f"{ctx!r} is no Context")
         self.ctx = ctx
         self._batch = Batch()
+        self._lock = threading.Lock()
 
     def check(self, vocab: Vocab) -> None:
         """The vocabularies must be of one size, with the same pieces."""
@@ -121,9 +123,8 @@ class DraftModel:
             )
 
     def start(self) -> DraftModel.Text:
-        """A sequence of its own, if one is free."""
-        tenancy = Tenancy(self.ctx)
-        return self.Text(self.ctx, tenancy.acquire() if tenancy.available else -1)
+        """A text; it takes a sequence when one is free."""
+        return self.Text()
 
     def feed(self, text: DraftModel.Text, tokens: Sequence[int]) -> None:
         """Read when there is something to guess."""
@@ -132,41 +133,54 @@ class DraftModel:
     def propose(self, texts: Sequence[DraftModel.Text], n: int) -> list[list[int]]:
         """Tokens of all texts in one batch a step."""
         guesses: list[list[int]] = [[] for _ in texts]
-        if n < 1:
-            return guesses
-        try:
-            able = [i for i, text in enumerate(texts) if text.seq_id >= 0 and text.tokens]
-            rows = {i: self._catch_up(texts[i]) for i in able}
-            for step in range(n):
-                for i in able:
-                    guesses[i].append(rows[i])
-                able = [i for i in able if not self.ctx.vocab.is_eog(rows[i])]
-                if step + 1 == n or not able:
-                    break
-                self._batch.clear()
-                for i in able:
-                    self._batch.add(rows[i], len(texts[i].held), texts[i].seq_id, True)
-                Tenancy(self.ctx).decode(self._batch)
-                for place, i in enumerate(able):
-                    texts[i].held.append(rows[i])
-                    rows[i] = self.ctx.logits(place).argmax()
-        except CacheFull:
-            pass  # what there is will do
+        with self._lock:
+            rows: dict[int, int] = {}
+            for i, text in enumerate(texts[: self.ctx.n_batch] if n > 0 else ()):
+                with suppress(CacheFull, InvalidBatch, NoLease):  # no room for it, or no positions
+                    rows[i] = self._catch_up(text)
+            with suppress(CacheFull, InvalidBatch):  # what there is will do
+                for step in range(n):
+                    for i, token in rows.items():
+                        guesses[i].append(token)
+                    rows = {i: token for i, token in rows.items() if not self.ctx.vocab.is_eog(token)}
+                    if step + 1 == n or not rows:
+                        break
+                    self._go_on(texts, rows)
         return guesses
+
+    def _go_on(self, texts: Sequence[DraftModel.Text], rows: dict[int, int]) -> None:
+        """Read a token of each text; the most probable ones behind them take their place."""
+        self._batch.clear()
+        for i, token in rows.items():
+            self._batch.add(token, len(texts[i].held), texts[i].seq_id, True)
+        Tenancy(self.ctx).decode(self._batch)
+        for place, (i, token) in enumerate(rows.items()):
+            texts[i].held.append(token)
+            rows[i] = self.ctx.logits(place).argmax()
 
     def _catch_up(self, text: DraftModel.Text) -> int:
         """Read what it has not read yet; the most probable token behind it."""
-        tokens, held = text.tokens, text.held
-        n = min(text.agreed, len(tokens) - 1)
-        while n < len(held) and n < len(tokens) - 1 and held[n] == tokens[n]:
-            n += 1
         memory, tenancy = self.ctx.memory, Tenancy(self.ctx)
+        if text.seq_id < 0:
+            text.seq_id = tenancy.acquire()
+            finalize(text, _give_back, self.ctx, text.seq_id)
+        tokens, held = text.tokens, text.held
+        if memory.seq_pos_max(text.seq_id) + 1 != len(held):  # stopped halfway, or somebody else was here
+            memory.seq_rm(text.seq_id, -1, -1)
+            held.clear()
+            text.agreed = 0
+        # The last token is read in any case, for the logits behind it.
+        most = min(len(held), len(tokens) - 1)
+        n = min(text.agreed, most)
+        while n < most and held[n] == tokens[n]:
+            n += 1
+        text.agreed = n
         if n < len(held):
             try:
                 memory.seq_rm(text.seq_id, n, -1)
             except Unsupported:
                 memory.seq_rm(text.seq_id, -1, -1)
-                n = 0
+                n = text.agreed = 0
             del held[n:]
         step = self.ctx.n_batch
         for begin in range(n, len(tokens), step):
@@ -174,12 +188,12 @@ class DraftModel:
             self._batch.extend(tokens[begin : begin + step], begin, text.seq_id, "last")
             tenancy.decode(self._batch)
             held += tokens[begin : begin + step]
-        text.agreed = len(tokens)
+        text.agreed = len(held)
         token: int = self.ctx.logits().argmax()
         return token
 
 
 def _give_back(ctx: Context, seq_id: int) -> None:
-    with suppress(Busy):  # of a thread that is inside: the sequence stays leased then
+    with suppress(Closed, NoLease):  # the context was closed, or all leases were taken away
         if not ctx.closed:
             Tenancy(ctx).release(seq_id)

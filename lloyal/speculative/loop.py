@@ -5,17 +5,18 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterator, Sequence
+from itertools import islice, takewhile
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from lloyal.branch import Branch, BranchStore
-from lloyal.errors import InvalidArgument
+from lloyal.context import Context
+from lloyal.errors import CacheFull, InvalidArgument, NoLease
 from lloyal.native import step as native
-from lloyal.prompt import check_max_tokens
+from lloyal.prompt import check_count, check_max_tokens
 from lloyal.speculative.cost import Cost
 
 if TYPE_CHECKING:
-    from lloyal.context import Context
     from lloyal.llama.common import ChatPrompt
     from lloyal.sampling import Sampling
     from lloyal.speculative.draft import Drafter
@@ -69,11 +70,15 @@ class Speculator:
     """
 
     def __init__(self, ctx: Context, drafter: Drafter, *, n: int | None = None, most: int = 8) -> None:
-        for name, number, least in (("n", n, 0), ("most", most, 1)):
-            if number is not None and not least <= number <= MOST:
-                raise InvalidArgument(f"{name}={number} must be from {least} to {MOST}")
+        if not isinstance(ctx, Context):
+            raise TypeError(f"{ctx!r} is no Context")
+        for method in ("check", "start", "feed", "propose"):
+            if not callable(getattr(drafter, method, None)):
+                raise TypeError(f"{drafter!r} is no Drafter: it has no method {method}()")
+        most = check_count("most", most, 1, MOST)
+        self.n = None if n is None else check_count("n", n, 0, MOST)
         drafter.check(ctx.vocab)
-        self.ctx, self.drafter, self.n = ctx, drafter, n
+        self.ctx, self.drafter = ctx, drafter
         self.stats = SpeculatorStats()
         self._cost = Cost(most)
         self._texts: WeakKeyDictionary[Branch, tuple[Any, int, int]] = WeakKeyDictionary()
@@ -99,6 +104,8 @@ class Speculator:
         chosen = list(branches)
         if not chosen:
             return []
+        if not isinstance(chosen[0], Branch):
+            raise TypeError(f"{chosen[0]!r} is no Branch")
         store = chosen[0].store
         if store is None or store.ctx is not self.ctx:
             raise InvalidArgument("the branches belong to another context than the speculator")
@@ -141,8 +148,15 @@ class Speculator:
             return guesses
         tokens = draws.tokens
         texts = [self._text(branches[i], tokens[i]) for i in able]
-        for i, guess in zip(able, self.drafter.propose(texts, n), strict=True):
-            guesses[i] = list(guess)[:n]
+        try:
+            proposed = list(islice(self.drafter.propose(texts, n), len(texts) + 1))
+        except (CacheFull, NoLease):  # it has no room; ours is no matter
+            return guesses
+        if len(proposed) != len(texts):
+            raise InvalidArgument(f"{self.drafter!r} proposed for {len(proposed)} texts, there are {len(texts)}")
+        is_eog = self.ctx.vocab.is_eog
+        for i, guess in zip(able, proposed, strict=True):
+            guesses[i] = list(takewhile(lambda token: not is_eog(token), islice(guess, n)))
         return guesses
 
     def _text(self, branch: Branch, token: int) -> Any:

@@ -12,9 +12,11 @@ import pytest
 
 import lloyal
 from lloyal import BranchStore, Context, Sampling
-from lloyal.errors import InvalidArgument
+from lloyal.errors import Aborted, InvalidArgument
+from lloyal.native.checkpoint import abort_arm
 from lloyal.speculative import Drafter, DraftModel, NGram, Speculator
 from lloyal.speculative.cost import Cost
+from tests.models import tiny
 
 PROMPT = 'def fibonacci(n):\n    """Return the n-th number."""\n'
 N = 120
@@ -204,11 +206,17 @@ def test_a_drafter_that_fails_changes_nothing(model: lloyal.Model) -> None:
 
 def test_what_it_is_given_is_checked(model: lloyal.Model) -> None:
     with context(model) as ctx, context(model) as other, BranchStore(other) as store:
-        with pytest.raises(InvalidArgument, match="must be from"):
+        with pytest.raises(InvalidArgument, match="n=65 must be an integer from 0 to 64"):
             Speculator(ctx, NGram(), n=65)
         with pytest.raises(InvalidArgument, match="shortest"):
             NGram(1, 2)
         branch = store.create("a", sampling=SAMPLINGS["greedy"])
+        with pytest.raises(InvalidArgument, match="must be an integer"):
+            Speculator(ctx, NGram(), most=1.5)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="no Drafter"):
+            Speculator(ctx, None)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="no Context"):
+            DraftModel(None)  # type: ignore[arg-type]
         with pytest.raises(InvalidArgument, match="another context"):
             Speculator(ctx, NGram()).step([branch])
         with pytest.raises(InvalidArgument, match="twice"):
@@ -233,6 +241,56 @@ def test_a_draft_model_guesses_what_it_would_write(draft_model: lloyal.Model) ->
             for own, guess in zip(tokens[:2], guesses, strict=False):
                 want = plain(alone, own, SAMPLINGS["greedy"], n=4)  # type: ignore[arg-type]
                 assert guess[: len(want)] == want
+
+
+def test_a_draft_model_goes_on_after_a_stop(model: lloyal.Model, draft_model: lloyal.Model) -> None:
+    with context(model) as ctx, context(draft_model, n_ubatch=16) as small, BranchStore(ctx) as store:
+        speculator = Speculator(ctx, DraftModel(small), n=4)
+        branch = store.create(PROMPT * 3, sampling=SAMPLINGS["greedy"])
+        abort_arm(40)
+        with pytest.raises(Aborted):
+            speculator.step([branch])
+        abort_arm(-1)
+        for _ in range(6):
+            speculator.step([branch])
+        assert speculator.stats.kept > 0
+
+
+@pytest.mark.parametrize("limit", [{"n_batch": 2}, {"n_ctx": 256}, {"n_seq_max": 1}])
+def test_limits_of_a_draft_are_no_errors(limit: dict[str, int], model: lloyal.Model, draft_model: lloyal.Model) -> None:
+    with context(model) as ctx, context(draft_model, **limit) as small, BranchStore(ctx) as store:
+        speculator = Speculator(ctx, DraftModel(small), n=4)
+        branches = store.create(PROMPT * 4, sampling=SAMPLINGS["warm"]).fork(4, seed=1)
+        for _ in range(8):
+            speculator.step([branch for branch in branches if not branch.ended])
+
+
+@pytest.mark.parametrize("name", ["lfm2-swa", "gemma3", "lfm2", "mamba2"])
+def test_a_guess_is_never_refused(name: str) -> None:
+    """Parts of different lengths, over windows and states, in small micro-batches; and what is late stays short."""
+
+    class Wrong(Known):
+        def propose(self, texts: Sequence[list[int]], n: int) -> list[list[int]]:
+            return [[self.rng.randrange(8, 64) for _ in range(self.rng.choice([1, 5, n]))] for _ in texts]
+
+    with lloyal.Model(tiny(name)) as model, context(model, n_ctx=2048, n_seq_max=3, n_ubatch=24) as ctx:
+        speculator = Speculator(ctx, Wrong([], 0.0), n=12)
+        with BranchStore(ctx) as store:
+            branches = [store.create(list(range(8, 40)), sampling=SAMPLINGS["warm"]) for _ in range(2)]
+            for _ in range(40):
+                going = [branch for branch in branches if not branch.ended]
+                if going:
+                    speculator.step(going)
+
+
+def test_a_step_takes_no_checkpoint_of_others() -> None:
+    with lloyal.Model(tiny("lfm2")) as model, context(model) as ctx, BranchStore(ctx) as store:
+        branch = store.create(list(range(8, 40)), sampling=SAMPLINGS["warm"])
+        kept = ctx.checkpoint(branch.seq_id)
+        ctx.checkpoints.evict, ctx.checkpoints.budget = True, ctx.checkpoints.nbytes + 100
+        Speculator(ctx, Known(branch.tokens + [9] * 50, 1.0), n=4).step([branch])
+        assert kept.nbytes > 0
+        kept.release()
 
 
 def test_it_stops_guessing_where_that_does_not_pay() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import lloyal
-from lloyal import BranchStore, Context, Sampling
+from lloyal import BranchStore, Context, Sampler, Sampling
 from lloyal.errors import InvalidArgument
 
 JSON = r"""
@@ -48,6 +48,8 @@ def some_sampling(rng: random.Random, n_vocab: int) -> Sampling:
 
 def some_row(rng: random.Random, n: int, seed: int) -> np.ndarray:
     row = np.random.default_rng(seed).normal(0, 3, n).astype(np.float32)
+    if rng.random() < 0.15:  # many are equal
+        row = np.round(row * 2) / np.float32(2)
     if rng.random() < 0.3:  # what is left may be less than what is kept
         row[np.random.default_rng(seed).random(n) < rng.choice([0.5, 0.95, 0.995])] = -np.inf
     if rng.random() < 0.2:  # the best lie together
@@ -114,3 +116,15 @@ def test_equal_logits_take_the_first(ctx):
         assert branch.sample() == legal[0]
         branch.set_logits(np.zeros(n, np.float32))
         assert branch.sample() == np.flatnonzero(branch.legal_logits() == 0)[0]
+
+
+def test_greedy_that_is_not_the_last_keeps_all(ctx):
+    """It points at the largest and leaves the others to who comes next."""
+    row = np.random.default_rng(1).normal(0, 1, ctx.vocab.n_tokens).astype(np.float32)
+    with BranchStore(ctx) as store:
+        branch = store.create([1])
+        for seed in range(20):
+            chain = Sampler.chain(Sampler.greedy(), Sampler.temp(5.0), Sampler.dist(seed))
+            branch._set_sampler_native(chain, chain.clone(), False, False)
+            branch.set_logits(row)
+            assert branch.sample() == chain.clone().apply(row).token

@@ -89,8 +89,14 @@ class Packing {
         const size_t most_outputs = box_.ptr->get_cparams().n_outputs_max;
         const bool all_output = box_.ptr->get_cparams().embeddings;
         const size_t most_tokens = all_output ? std::min(n_batch, most_outputs) : n_batch;
+        const bool apart = guesses_apart();
         for (const size_t i : order_) {
             Part & part = parts_[i];
+            if (apart && part.draw && batch_.size()) {
+                if (Status status = flush(); !status.ok()) {
+                    return status;
+                }
+            }
             for (size_t k = 0; k < part.size(); ++k) {
                 // Guesses are held against every row, otherwise the last says what comes.
                 const bool wanted = part.draw ? k >= part.late.size() : k + 1 == part.size();
@@ -105,11 +111,27 @@ class Packing {
                 const llama_token token = k < part.late.size() ? part.late[k] : part.tokens[k - part.late.size()];
                 batch_.add(token, part.begin() + Pos(k), &part.branch->seat->seq, 1, wanted);
             }
+            if (apart && part.draw && batch_.size()) {
+                if (Status status = flush(); !status.ok()) {
+                    return status;
+                }
+            }
         }
         return batch_.size() ? flush() : Status();
     }
 
   private:
+    // With sliding windows a batch that is computed in several parts may have no outputs before the last of them.
+    bool guesses_apart() const {
+        size_t total = 0;
+        bool equal = true;
+        for (const Part & part : parts_) {
+            total += part.size();
+            equal = equal && part.size() == parts_[0].size();
+        }
+        return box_.map.window && (total > llama_n_ubatch(box_.ptr) || (box_.map.has_state() && !equal));
+    }
+
     Status flush() {
         Status status = decode(box_, batch_, true);
         for (const Wanted & wanted : wanted_) {
@@ -194,6 +216,17 @@ bool needs_checkpoint(const ContextBox & box, const Part & part) {
     return part.tokens.size() > 1 && part.draw && box.map.has_state() && box.map.n_rs_seq + 1 < part.tokens.size();
 }
 
+constexpr size_t MOST_AGAIN = 8; // tokens that are read again in front of guesses
+
+bool take_without_evicting(ContextBox & box, Part & part) {
+    CheckpointStore & store = store_of(box);
+    const bool evicts = std::exchange(store.evict, false);
+    const Status status =
+        checkpoint_take(part.branch->context, part.branch->seat->seq, Where::device, true, part.before);
+    store.evict = evicts;
+    return status.ok();
+}
+
 // Take back the rows of guesses that were wrong; the state by a checkpoint, if it must, and what is lost with it is late then.
 void take_back(ContextBox & box, Part & part) {
     const SeqId seq = part.branch->seat->seq;
@@ -210,14 +243,25 @@ void take_back(ContextBox & box, Part & part) {
 // cannot go back is read again when it is needed (branch_seat).
 Status read_parts(ContextBox & box, std::vector<Part> & parts) {
     for (size_t i = 0; i < parts.size(); ++i) {
-        Status status = branch_seat_but(box, *parts[i].branch, parts[i].late);
-        if (status.ok() && needs_checkpoint(box, parts[i])) {
-            // Without one, all would be read again.
-            checkpoint_take(parts[i].branch->context, parts[i].branch->seat->seq, Where::device, true, parts[i].before);
+        Part & part = parts[i];
+        Status status = branch_seat_but(box, *part.branch, part.late);
+        const bool checkpoint = needs_checkpoint(box, part);
+        if (status.ok() && checkpoint && part.late.size() > MOST_AGAIN) {
+            part.late.clear(); // or they would be late again and again, and ever more
+            status = branch_seat(box, *part.branch);
         }
         if (!status.ok()) {
             return at(i, std::move(status));
         }
+        if (box.map.window && part.draw) {
+            const size_t room = llama_n_ubatch(box.ptr);
+            part.tokens.resize(std::min(part.tokens.size(), room > part.late.size() ? room - part.late.size() : 1));
+        }
+        // Without one all would be read again; and none is worth those of others.
+        if (checkpoint && !take_without_evicting(box, part)) {
+            part.tokens.resize(1);
+        }
+        part.draw = part.tokens.size() > 1 ? part.draw : nullptr;
     }
     for (Part & part : parts) { // nothing is left to fail for want of memory once rows are written
         part.row = part.branch->spare_row.use_count() == 1 ? std::move(part.branch->spare_row)
@@ -349,6 +393,7 @@ Status branches_draw(ContextBox & box, const std::vector<BranchHandle> & branche
                 draw.branch = branches[i];
                 draw.old_sampler = branch.sampler;
                 draw.row = branch.row;
+                draw.biases = branch.biases;
                 draw.position = branch.position();
                 draw.sampler = sampler_to_change(branch);
                 status = pick_with(branch, *draw.sampler, draw.picked);
@@ -383,13 +428,12 @@ Status branches_verify(ContextBox & box, std::vector<Draw> & draws,
         for (size_t i = 0; i < draws.size(); ++i) {
             Draw & draw = draws[i];
             Status status = check_branch(box, *draw.branch);
-            if (status.ok() &&
-                (draw.branch->sampler != draw.old_sampler || draw.branch->row != draw.row ||
-                 draw.branch->position() != draw.position || draw.branch->accepted || draw.branch->ended)) {
+            if (status.ok() && (draw.branch->sampler != draw.old_sampler || draw.branch->row != draw.row ||
+                                draw.branch->position() != draw.position || draw.branch->biases != draw.biases ||
+                                draw.branch->accepted || draw.branch->ended)) {
                 status = Status(Code::invalid_argument, "it has gone on since its token was drawn");
             }
             if (status.ok() && !draw.ends) {
-                draw.records.resize(1); // an earlier try has failed
                 Part part{draw.branch.get(), {draw.picked.token}, draw.records};
                 for (size_t k = 0; status.ok() && !guesses.empty() && k < guesses[i].size(); ++k) {
                     status = check_token(box, guesses[i][k]);
@@ -410,7 +454,12 @@ Status branches_verify(ContextBox & box, std::vector<Draw> & draws,
             made[i].reserve(1 + (guesses.empty() ? 0 : guesses[i].size()));
         }
         if (Status status = read_parts(box, parts); !status.ok()) {
+            draws.clear(); // their samplers may have gone on
             return status;
+        }
+        for (Draw & draw : draws) { // so that the branch can use them again
+            draw.old_sampler.reset();
+            draw.row.reset();
         }
         auto part = parts.begin();
         for (size_t i = 0; i < draws.size(); ++i) {

@@ -31,6 +31,7 @@ struct Draw {
     // What it was drawn from; a branch that has others by now is not the same.
     SamplerHandle old_sampler;
     std::shared_ptr<const Row> row;
+    std::shared_ptr<const std::vector<llama_logit_bias>> biases;
     Pos position = 0;
 };
 Status branches_draw(ContextBox & box, const std::vector<BranchHandle> & branches, std::vector<Draw> & out) noexcept;

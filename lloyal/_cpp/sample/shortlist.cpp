@@ -4,6 +4,8 @@
 #include "sample/sampler_types.hpp"
 
 #include <algorithm>
+#include <cmath>
+#include <functional>
 #include <iterator>
 
 namespace lloyal {
@@ -12,6 +14,19 @@ namespace {
 constexpr size_t FEWEST = 32; // tokens to begin with, beside twice as many as are kept
 constexpr size_t GROWTH = 8;  // of each try by the one before
 
+// Whether two of the `n` largest are equal.
+bool any_equal(const std::vector<llama_token_data> & list, size_t n) {
+    std::vector<float> logits;
+    for (const llama_token_data & candidate : list) {
+        if (candidate.logit > -INFINITY) {
+            logits.push_back(candidate.logit);
+        }
+    }
+    n = std::min(n, logits.size());
+    std::partial_sort(logits.begin(), logits.begin() + std::ptrdiff_t(n), logits.end(), std::greater<>());
+    return std::adjacent_find(logits.begin(), logits.begin() + std::ptrdiff_t(n)) != logits.begin() + std::ptrdiff_t(n);
+}
+
 } // namespace
 
 Beginning beginning_of(const std::vector<llama_sampler *> & leaves) {
@@ -19,6 +34,9 @@ Beginning beginning_of(const std::vector<llama_sampler *> & leaves) {
     std::vector<llama_token> raised;
     for (const llama_sampler * leaf : leaves) {
         if (const size_t kept = sampler_keeps(leaf); kept > 0) {
+            if (sampler_type(leaf) == SamplerType::greedy && leaf != leaves.back()) {
+                return {}; // it points at the largest and leaves the others
+            }
             found.n_kept = kept;
             return found;
         }
@@ -77,7 +95,8 @@ bool shortlist(const std::vector<llama_sampler *> & leaves, const Beginning & be
             return candidate.logit >= some.threshold;
         });
         if (size_t(enough) >= beginning.n_kept) {
-            return true;
+            // Which of equal ones are kept, and in what order, depends on what they are sorted among.
+            return beginning.n_kept == 1 || !any_equal(list, beginning.n_kept + 1);
         }
     }
     return false;
