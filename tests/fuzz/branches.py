@@ -298,8 +298,8 @@ class History:
             self.counts["guessed rows"] += right
             if read != tokens[: len(read)] or len(read) > right:
                 raise Wrong(f"{branch} read {read}, its fork {tokens}, the guess was {guess}")
-            # A draw so close that another batch decides it otherwise; a fault that cost a checkpoint; windows take guesses
-            # of one micro-batch only.
+            # A draw so close that another batch decides it otherwise, or a fault that cost a checkpoint. Windows take
+            # guesses of one micro-batch only.
             if len(read) < right and "window" not in self.ctx.memory.kind:
                 self.counts["near ties"] += 1
                 if self.counts["near ties"] > 3 + 0.02 * self.counts["guessed rows"]:
