@@ -293,7 +293,7 @@ def references(n: int) -> dict[str, Any]:
     return {"$ref": "#/$defs/a0", "$defs": {f"a{i}": {"$ref": f"#/$defs/a{i + 1}"} for i in range(n)}}
 
 
-WIDE: dict[str, Any] = {"properties": {f"p{i}": {} for i in range(800)}}
+WIDE: dict[str, Any] = {"properties": {f"p{i}": {} for i in range(1600)}}
 
 
 @pytest.mark.parametrize(
