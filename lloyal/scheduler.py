@@ -217,10 +217,7 @@ class Scheduler:
                 text.stop_reason = "length"
             over = True
         if over:
-            self._set_live([text for text in live if not text.over])
-            for text in live:
-                if text.over:
-                    self._end(text)
+            self._end_all(live)
             given = [(text, token) for text, token in zip(live, tokens, strict=True) if text.stop_reason != "end"]
             return [text for text, _ in given], [token for _, token in given]
         return live, tokens
@@ -245,10 +242,7 @@ class Scheduler:
                 if text.stop_reason is not None:
                     break  # what was read behind it goes with its branch
         if any(text.over for text in live):
-            self._set_live([text for text in live if not text.over])
-            for text in live:
-                if text.over:
-                    self._end(text)
+            self._end_all(live)
         return texts, tokens
 
     def _step_live(self) -> list[Any]:
@@ -382,6 +376,13 @@ class Scheduler:
     def _set_live(self, texts: list[Text]) -> None:
         self.live = texts
         self._branches = [cast("Branch", text.branch) for text in texts]
+
+    def _end_all(self, texts: list[Text]) -> None:
+        """Those of the live ones that are over."""
+        self._set_live([text for text in texts if not text.over])
+        for text in texts:
+            if text.over:
+                self._end(text)
 
     def _end(self, text: Text) -> None:
         text.end_text()

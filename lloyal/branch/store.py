@@ -154,22 +154,20 @@ class BranchStore:
         Releases the GIL, but for steering and logits processors, which are called before.
         """
         chosen = self.live if branches is None else list(branches)
-        if self._closed or not steps.steps_alone(chosen, self):
-            self._check_ready(chosen)
+        self._make_ready(chosen)
         if not self.auto_park:
             return steps.step(self.ctx, chosen)
-        _check_apart(chosen)
         made: list[int] = []
         self._in_groups(chosen, lambda group: made.extend(steps.step(self.ctx, group)))
         return made
 
-    def _check_ready(self, branches: list[Branch]) -> None:
-        """They can step together, and functions have changed what they see."""
-        self._check(branches)
-        _check_apart(branches)
-        for branch in branches:
-            if branch._steers:
-                branch._steer()
+    def _make_ready(self, branches: list[Branch]) -> None:
+        """Let functions change what those see that have some; most have none, and one pass says so."""
+        if self._closed or not steps.steps_alone(branches, self):
+            self._check(branches)
+            for branch in branches:
+                if branch._steers:
+                    branch._steer()
 
     def commit(self, items: Sequence[tuple[Branch, int]]) -> None:
         """Each branch accepts a token and reads it: as `step`, where the caller has picked.
@@ -187,7 +185,6 @@ class BranchStore:
         self._read([(branch, list(tokens)) for branch, tokens in items], False)
 
     def _read(self, items: list[tuple[Branch, list[int]]], accept: bool) -> None:
-        _check_apart([branch for branch, _ in items])
         by_branch = dict(items)
         self._in_groups(
             [branch for branch, _ in items],
@@ -203,6 +200,8 @@ class BranchStore:
     def _in_groups(self, branches: list[Branch], run: Callable[[list[Branch]], object]) -> None:
         """`run` for all of them, or for as many at once as there is room for; all or nothing."""
         self._check(branches)
+        if len(set(branches)) < len(branches):
+            raise InvalidArgument("a branch is named twice: it can take one step at a time")
         if not self.auto_park:
             run(branches)
             return
@@ -371,8 +370,3 @@ class BranchStore:
         except Busy:
             room = "busy"
         return f"<BranchStore: {len(self)} branches, {room}>"
-
-
-def _check_apart(branches: Sequence[Branch]) -> None:
-    if len(set(branches)) < len(branches):
-        raise InvalidArgument("a branch is named twice: it can take one step at a time")

@@ -109,7 +109,7 @@ class Speculator:
         store = chosen[0].store
         if store is None or store.ctx is not self.ctx:
             raise InvalidArgument("the branches belong to another context than the speculator")
-        store._check_ready(chosen)
+        store._make_ready(chosen)
         made: list[list[int]] = []
         store._in_groups(chosen, lambda group: made.extend(self._step(group)))
         return made
@@ -191,6 +191,9 @@ class Speculator:
         max_tokens : int, optional
         """
         check_max_tokens(max_tokens)
+        return self._generate(prompt, max_tokens, sampling, rules)
+
+    def _generate(self, prompt: Any, max_tokens: int | None, sampling: Sampling | None, rules: Any) -> Iterator[int]:
         with BranchStore(self.ctx) as store:
             branch = store.create(prompt, sampling=sampling, **rules)
             given = 0

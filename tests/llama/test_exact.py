@@ -508,3 +508,29 @@ def test_a_rollback_that_a_stopped_decode_was_to_apply(name: str, load: Load, ne
         assert (
             distance(feed(ctx, (2, len(text), more))[0], next_logits(model, new_context, [*text, *more])) < TOLERANCE
         ), node
+
+
+@pytest.mark.parametrize("name", ["lfm2", "qwen35"])
+def test_what_a_fork_that_failed_has_written_is_nobodys_state(name: str, load: Load, new_context: Make) -> None:
+    """A rollback that was half applied may lie in a cell that llama.cpp counts as set to zero."""
+    model = load(name)
+    for n in range(12):
+        ctx = new_context(model, n_rs_seq=4, n_seq_max=6)
+        for seq in range(5):
+            feed(ctx, (seq, 0, some(9, seq)))
+        ctx.memory.seq_rm(1)
+        ctx.memory.seq_rm(2)
+        feed(ctx, (0, 9, some(1)), (3, 9, some(1)))  # two empty cells between those of the batch
+        feed(ctx, (4, 9, some(4)))
+        ctx.memory.seq_rm(4, 11, -1)
+        feed(ctx, (0, 10, some(1)))  # where llama.cpp looks for a cell next
+        fault_arm(n)
+        try:
+            ctx.memory.seq_cp(4, 5)
+        except errors.LloyalError:
+            assert ctx.memory.seq_pos_max(5) == -1
+        fault_arm(-1)
+        ctx.memory.seq_rm(5)
+        for seq in (1, 2, 5):
+            text = some(5, 60 + seq)
+            assert distance(feed(ctx, (seq, 0, text))[0], next_logits(model, new_context, text)) < TOLERANCE, n

@@ -410,8 +410,7 @@ Status branch_tokens(ContextBox & box, const BranchBox & branch, size_t begin, s
 Status branch_token_ids(ContextBox & box, const BranchBox & branch, size_t begin,
                         std::vector<llama_token> & out) noexcept {
     return for_branch(box, branch, [&]() -> Status {
-        out.clear();
-        branch.tokens->each(begin, [&](const Token & token) { out.push_back(token.id); });
+        out = branch.tokens->ids(begin, branch.tokens->size());
         return {};
     });
 }

@@ -40,10 +40,7 @@ class LeasedSeq {
 Status read_again(ContextBox & box, Seat & seat, const Tokens & tokens, size_t begin, size_t n) {
     const size_t n_batch = llama_n_batch(box.ptr);
     const size_t first = begin;
-    std::vector<llama_token> ids;
-    if (begin < n) {
-        tokens.each(begin, [&](const Token & token) { ids.push_back(token.id); });
-    }
+    const std::vector<llama_token> ids = tokens.ids(begin, n);
     Batch batch;
     while (begin < n) {
         const size_t end = std::min(begin + n_batch, n);
@@ -160,7 +157,7 @@ Status seat_rows(ContextBox & box, BranchBox & branch, Pos n, std::vector<llama_
     cut(box, *seat, n);
     seat->used_at = store_of(box).tick();
     if (late && n - seat->n_rows <= MOST_LATE) {
-        branch.tokens->each(size_t(seat->n_rows), [&](const Token & token) { late->push_back(token.id); });
+        *late = branch.tokens->ids(size_t(seat->n_rows), size_t(n));
         return {};
     }
     return read_again(box, *seat, *branch.tokens, size_t(seat->n_rows), size_t(n));
@@ -197,9 +194,7 @@ Status branch_compute_logits(ContextBox & box, BranchBox & branch) noexcept {
             return status;
         }
         Batch batch;
-        llama_token token = LLAMA_TOKEN_NULL;
-        branch.tokens->each(size_t(last), [&](const Token & at) { token = at.id; });
-        batch.add(token, last, &branch.seat->seq, 1, true);
+        batch.add(branch.tokens->ids(size_t(last), size_t(last) + 1)[0], last, &branch.seat->seq, 1, true);
         Status status = decode(box, batch, true);
         note_rows(box, *branch.seat);
         const float * computed = nullptr;

@@ -1,6 +1,7 @@
 #include "branch/step.hpp"
 
 #include "branch/seat.hpp"
+#include "core/kept_room.hpp"
 #include "decode/decode.hpp"
 #include "decode/outputs.hpp"
 #include "sample/sampler_state.hpp"
@@ -53,29 +54,11 @@ Status check_apart(const std::vector<BranchHandle> & branches) {
                : Status(Code::invalid_argument, "a branch is named twice: it can take one step at a time");
 }
 
-// A batch that keeps the room it has from step to step. It is the thread's, but for the time of a step this one's alone: a
-// signal handler may step branches of another context meanwhile.
-class Scratch {
-  public:
-    Scratch() {
-        std::swap(batch, room());
-        batch.clear();
-    }
-    Scratch(const Scratch &) = delete;
-    ~Scratch() { std::swap(batch, room()); }
-    Batch batch;
-
-  private:
-    static Batch & room() {
-        static thread_local Batch kept;
-        return kept;
-    }
-};
-
 // Batches of at most `n_batch` tokens, each full but the last.
 class Packing {
   public:
     Packing(ContextBox & box, std::vector<Part> & parts) : box_(box), parts_(parts), order_(parts.size()) {
+        batch_.clear();
         std::iota(order_.begin(), order_.end(), size_t(0));
         if (box.map.has_state()) {
             // Sequences of one length are computed together, others one after another.
@@ -123,13 +106,16 @@ class Packing {
   private:
     // With sliding windows a batch that is computed in several parts may have no outputs before the last of them.
     bool guesses_apart() const {
+        if (!box_.map.window) {
+            return false;
+        }
         size_t total = 0;
         bool equal = true;
         for (const Part & part : parts_) {
             total += part.size();
             equal = equal && part.size() == parts_[0].size();
         }
-        return box_.map.window && (total > llama_n_ubatch(box_.ptr) || (box_.map.has_state() && !equal));
+        return total > llama_n_ubatch(box_.ptr) || (box_.map.has_state() && !equal);
     }
 
     Status flush() {
@@ -206,8 +192,8 @@ class Packing {
     ContextBox & box_;
     std::vector<Part> & parts_;
     std::vector<size_t> order_;
-    Scratch scratch_;
-    Batch & batch_ = scratch_.batch;
+    KeptRoom<Batch> room_;
+    Batch & batch_ = room_.value;
     std::vector<Wanted> wanted_;
 };
 

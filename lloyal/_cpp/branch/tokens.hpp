@@ -35,6 +35,16 @@ class Tokens {
         }
     }
 
+    std::vector<llama_token> ids(size_t begin, size_t end) const {
+        std::vector<llama_token> found;
+        each(begin, [&](const Token & token) {
+            if (begin + found.size() < end) {
+                found.push_back(token.id);
+            }
+        });
+        return found;
+    }
+
     Tokens first(size_t n) const {
         Tokens some;
         for (const Shared & shared : shared_) {

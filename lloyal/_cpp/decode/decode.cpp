@@ -7,7 +7,6 @@
 #include "llama-batch.h"
 #include "llama-context.h"
 #include "llama-kv-cache.h"
-#include "llama-memory-recurrent.h"
 #include "llama-model.h"
 
 #include <algorithm>
@@ -156,8 +155,7 @@ void set_outputs(ContextBox & box, const Batch & batch, bool all) {
 
 // After a failure llama.cpp has taken back the rows of the ubatch that failed, but from one sequence of each token
 // only, and a recurrent state (half written by then) not at all, or from a snapshot that was never taken.
-void take_back(ContextBox & box, const Batch & batch, const std::vector<StateCell> & before,
-               const std::vector<uint32_t> & pending) {
+void take_back(ContextBox & box, const Batch & batch, const std::vector<StateCell> & before) {
     const auto empty = [&box](SeqId seq) {
         box.memory->seq_rm(seq, -1, -1); // a hybrid's positions may be gone, and the state still there
         if (!box.provenance.of(seq).empty()) {
@@ -169,7 +167,7 @@ void take_back(ContextBox & box, const Batch & batch, const std::vector<StateCel
     const std::vector<StateCell> after = box.map.state_cells();
     for (size_t seq = 0; seq < before.size(); ++seq) {
         // Or back to a snapshot, which is done for every state between those of the batch.
-        if (before[seq].cell != after[seq].cell || pending[seq] != box.map.recurrent->rs_idx[seq]) {
+        if (before[seq].cell != after[seq].cell || before[seq].pending != after[seq].pending) {
             empty(SeqId(seq));
         }
     }
@@ -187,12 +185,7 @@ void take_back(ContextBox & box, const Batch & batch, const std::vector<StateCel
             }
         }
     }
-    // Empty cells between those of the batch count as set to zero, which may not have happened.
-    for (size_t i = 0; box.map.recurrent && i < box.map.recurrent->cells.size(); ++i) {
-        if (box.map.recurrent->cells[i].is_empty()) {
-            box.map.recurrent->cells[i].src = -1;
-        }
-    }
+    box.map.distrust_empty_cells();
 }
 
 // Give the decoded rows their ids. After an abort only the rows the memory really holds count.
@@ -270,7 +263,6 @@ Status failure(const ContextBox & box, int32_t rc, const Batch & batch) {
 // One call of llama.cpp, and what it did to the memory. `native` takes the batch.
 template <typename Native> Status compute(ContextBox & box, Batch & batch, Native && native) {
     const std::vector<StateCell> before = box.map.state_cells();
-    const std::vector<uint32_t> pending = box.map.recurrent ? box.map.recurrent->rs_idx : std::vector<uint32_t>();
     const bool keeps = box.memory && !box.map.shared;
     int32_t rc = 0;
     try {
@@ -283,7 +275,7 @@ template <typename Native> Status compute(ContextBox & box, Batch & batch, Nativ
             }
         }
         if (keeps) {
-            take_back(box, batch, before, pending);
+            take_back(box, batch, before);
             record(box, batch, false, before);
         }
         throw;
@@ -300,7 +292,7 @@ template <typename Native> Status compute(ContextBox & box, Batch & batch, Nativ
     const bool computed = rc == 0 || rc == 2 || rc < -1;
     if (keeps && computed) {
         if (rc != 0) {
-            take_back(box, batch, before, pending);
+            take_back(box, batch, before);
         }
         record(box, batch, rc == 0, before);
     }

@@ -271,6 +271,7 @@ void apply_rollback(ContextBox & box, SeqId seq) {
         }
     } catch (...) { // the snapshot is still where it was
         std::tie(memory.cells, memory.rs_idx, memory.head, memory.used) = before;
+        box.map.distrust_empty_cells(); // but one may hold a part of it
         throw;
     }
 }

@@ -36,6 +36,7 @@ enum class Rollback : int { none = 0, trim, ring };
 struct StateCell {
     int32_t cell = -1; // -1: the sequence has none
     Pos pos = -1;
+    uint32_t pending = 0; // the snapshot it goes back to in the next decode
     bool operator==(const StateCell &) const = default;
 };
 
@@ -89,6 +90,9 @@ struct MemoryMap {
 
     // Where the recurrent state of each sequence lies, and the position it has reached. Empty for other memory.
     std::vector<StateCell> state_cells() const;
+    // llama.cpp counts an empty cell between those of a batch as set to zero from then on. What was stopped may have left
+    // anything there.
+    void distrust_empty_cells();
     // What the rings hold after a decode of n_tokens[seq] tokens each that found the states at `before`. With `split`
     // llama.cpp did not keep the last tokens of a sequence together.
     void update_rings(const std::vector<int32_t> & n_tokens, const std::vector<StateCell> & before, int32_t n_ubatch,

@@ -223,11 +223,19 @@ std::vector<StateCell> MemoryMap::state_cells() const {
         for (size_t seq = 0; seq < found.size(); ++seq) {
             // llama.cpp keeps the cell of sequence i in entry i of the same table.
             if (const int32_t tail = recurrent->cells[seq].tail; tail >= 0) {
-                found[seq] = {tail, recurrent->cells[size_t(tail)].pos};
+                found[seq] = {tail, recurrent->cells[size_t(tail)].pos, recurrent->rs_idx[seq]};
             }
         }
     }
     return found;
+}
+
+void MemoryMap::distrust_empty_cells() {
+    for (size_t i = 0; recurrent && i < recurrent->cells.size(); ++i) {
+        if (recurrent->cells[i].is_empty()) {
+            recurrent->cells[i].src = -1;
+        }
+    }
 }
 
 void MemoryMap::update_rings(const std::vector<int32_t> & n_tokens, const std::vector<StateCell> & before,

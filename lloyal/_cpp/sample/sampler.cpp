@@ -1,6 +1,7 @@
 #include "sample/sampler.hpp"
 
 #include "core/budget.hpp"
+#include "core/kept_room.hpp"
 #include "decode/largest.hpp"
 #include "decode/outputs.hpp"
 #include "sample/sampler_backend.hpp"
@@ -220,24 +221,7 @@ Status pick_of_few(SamplerBox & box, const float * row, size_t n, const std::vec
     return status.ok() && done ? read_picked(box, array, out) : status;
 }
 
-// Room for candidates, kept by the thread. It is this one's alone while it is used: a grammar takes its time, and a signal
-// handler may sample elsewhere meanwhile.
-class Candidates {
-  public:
-    explicit Candidates(size_t n) {
-        std::swap(list, room());
-        list.resize(n);
-    }
-    Candidates(const Candidates &) = delete;
-    ~Candidates() { std::swap(list, room()); }
-    std::vector<llama_token_data> list;
-
-  private:
-    static std::vector<llama_token_data> & room() {
-        static thread_local std::vector<llama_token_data> kept;
-        return kept;
-    }
-};
+using Candidates = KeptRoom<std::vector<llama_token_data>>;
 
 Status check_vocab(const SamplerBox & box, int32_t n_vocab) {
     return box.n_vocab == 0 || n_vocab <= box.n_vocab ? Status()
@@ -299,8 +283,9 @@ Status sample(SamplerBox & box, ContextBox & context, int32_t i, llama_token & o
                 return accept_token(box, out);
             }
             if (found.n > 0) {
-                Candidates candidates(found.n);
-                std::vector<llama_token_data> & room = candidates.list;
+                Candidates candidates;
+                std::vector<llama_token_data> & room = candidates.value;
+                room.resize(found.n);
                 for (size_t k = 0; k < found.n; ++k) {
                     room[k] = {found.ids[k], found.logits[k], found.probs ? found.probs[k] : 0.0f};
                 }
@@ -354,8 +339,8 @@ Status pick_row(SamplerBox & box, const float * row, int32_t n_vocab, const std:
         if (!finite) {
             return not_finite(biases.empty() ? "the logits" : "the logits, or the logits with their biases,");
         }
-        Candidates candidates{0};
-        std::vector<llama_token_data> & room = candidates.list;
+        Candidates candidates;
+        std::vector<llama_token_data> & room = candidates.value;
         bool done = false;
         if (Status status = pick_of_few(box, row, size_t(n_vocab), biases, room, out, done); done || !status.ok()) {
             return status;
@@ -391,8 +376,9 @@ Status sampler_rule_out(SamplerBox & box, std::vector<float> & row) noexcept {
         return {};
     }
     return guarded(Code::invalid_grammar, [&]() -> Status {
-        Candidates candidates(row.size());
-        std::vector<llama_token_data> & room = candidates.list;
+        Candidates candidates;
+        std::vector<llama_token_data> & room = candidates.value;
+        room.resize(row.size());
         for (size_t token = 0; token < row.size(); ++token) {
             room[token] = {llama_token(token), row[token], 0.0f};
         }
