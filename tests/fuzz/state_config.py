@@ -108,14 +108,15 @@ class Config:
             n_threads_batch=1,
         )
 
-    def oracle(self, model: lloyal.Model) -> lloyal.Context:
-        """One sequence, everything kept, everything in one micro-batch."""
+    def oracle(self, model: lloyal.Model, n_seq_max: int = 1) -> lloyal.Context:
+        """Of one sequence, or with room for more; everything kept, everything in one micro-batch."""
         return lloyal.Context(
             model,
-            n_ctx=1024,
+            n_ctx=1024 if n_seq_max == 1 else 8192,
             n_batch=1024,
             n_ubatch=256,
-            n_seq_max=1,
+            n_seq_max=n_seq_max,
+            kv_unified=True,
             type_k=self.type_k,
             type_v=self.type_v,
             flash_attn=self.flash,

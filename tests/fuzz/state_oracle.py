@@ -85,6 +85,16 @@ class Oracle:
             found.append(slot.rows(recipe[begin:], chunk)[-n_last:])
         return found
 
+    def among_others(self, recipe: Recipe, n_last: int) -> list[np.ndarray]:
+        """The same with its rows in other cells and in another order: flash attention adds up in F16, cell by cell."""
+        found = []
+        for seed, chunk in enumerate((1, 7, 33, 64)):
+            slot = Slot(self, random.Random(seed))
+            slot.go_to(recipe[:-n_last], chunk)
+            found.append(slot.rows(recipe[-n_last:], chunk))
+            slot.ctx.close()
+        return found
+
     def calibrate(self) -> float:
         """How far another split moves logits, relative to the largest."""
         worst = 0.0
@@ -105,6 +115,7 @@ class Oracle:
             if far <= self.bar:
                 return None
             others = self.differently(recipe, len(got), (1, 2, 3, 5, 7, 8, 12, 16, 33, 64, 128))
+            others += self.among_others(recipe, len(got))
         except NotComparable:
             return None
         noise = max(float(np.abs(other - expected).max()) / scale for other in others)
@@ -123,12 +134,13 @@ class Oracle:
 
 
 class Slot:
-    """A context with one sequence."""
+    """A context with one sequence; with `company` rows of a second one come and go between its own."""
 
-    def __init__(self, oracle: Oracle) -> None:
+    def __init__(self, oracle: Oracle, company: random.Random | None = None) -> None:
         self.oracle = oracle
         self.config = oracle.config
-        self.ctx = oracle.config.oracle(oracle.model)
+        self.company = company
+        self.ctx = oracle.config.oracle(oracle.model, 1 if company is None else 2)
         self.recipe: Recipe = ()
         self.chunk = 256  # tokens of a batch
         self.adapter = 0
@@ -185,6 +197,14 @@ class Slot:
             batch.extend([step[2] for step in steps], pos, 0, outputs)
         else:
             batch.extend_embd(np.concatenate([embedding(step[2]) for step in steps]), pos, 0, outputs)
+        if self.company is not None:
+            others = [self.company.randrange(N_VOCAB) for _ in range(self.company.choice((0, 3, 2 * len(steps))))]
+            if others:
+                beside = lloyal.Batch()
+                beside.extend(others, self.ctx.memory.seq_pos_max(1) + 1, 1)
+                self.ctx.decode(beside)
+            elif self.company.random() < 0.5:
+                self.ctx.memory.seq_rm(1)
         self.ctx.decode(batch)
         self.recipe += steps
         if not outputs:

@@ -43,8 +43,7 @@ Status read_all(ContextBox & box, bool embeddings, std::vector<float> & out, int
 Status output_value(ContextBox & box, const Output & output, size_t i, float & out) noexcept;
 Status output_argmax(ContextBox & box, const Output & output, int32_t & out) noexcept;
 Status output_log_prob(ContextBox & box, const Output & output, size_t i, double & out) noexcept;
-Status output_most_probable(ContextBox & box, const Output & output, size_t count,
-                            std::vector<LogProb> & out) noexcept;
+Status output_most_probable(ContextBox & box, const Output & output, size_t count, std::vector<LogProb> & out) noexcept;
 Status output_stale(ContextBox & box, const Output & output, bool & stale) noexcept;
 Status output_copy(ContextBox & box, const Output & output, float * out) noexcept;
 
