@@ -72,7 +72,7 @@ class Context(ContextBase):
         CacheFull
             No room for the batch. Nothing was changed.
         Aborted
-            `abort()` was called; what was finished stays in the memory, except that the sequences of the batch are
+            `abort()` was called; what was finished stays in the memory, except that sequences it was computing are
             emptied where there is a recurrent state, which cannot be taken back. A signal handler's exception (Ctrl-C)
             comes out as itself, the same way.
         DecodeFailed

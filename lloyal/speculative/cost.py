@@ -1,104 +1,292 @@
-"""How far to guess: the number of guesses that gives the most tokens a second, by what steps and guesses have cost."""
+"""How far to guess: what gives the most tokens a second, by what steps and guesses have cost and how often they were right.
+
+Nothing is known in advance. Guesses can be judged without being read, for the text itself says later whether they were right
+(a look), and the seconds of a step by its rows come from the steps themselves. What promises to pay is tried, a few steps
+long; where it does not, looks are so rare that they cost a hundredth of the time, and so are the next trials.
+"""
 
 from __future__ import annotations
 
-from collections import deque
-from statistics import median
+from collections.abc import Sequence
 
-__all__ = ["Cost"]
+import numpy as np
 
-KEPT = 9  # measurements of a number, of which the median counts
-PLAIN = 6  # steps without guesses to begin with; the first is not counted, it warms everything up
-ENOUGH = 24  # guesses to judge before a choice
-SLOWEST = 0.02  # what a guess that was judged counts, beside all before it
-PERIOD = 32  # steps between two of another number; twice as many, while guessing does not pay, up to
-LAST_PERIOD = 1024
-PAUSE = 8  # steps between two looks at what has been measured
+__all__ = ["Cost", "Rates", "Widths"]
+
+FORGET = 0.98  # what a guess that was judged counts after another
+EXPECTED = 4.0  # guesses of a text that count as much as what all texts make expect
+ENOUGH = 6  # guesses to judge as fast as can be
+SHARE = 0.01  # of the time, that looks may take from then on
+CAUGHT_UP = 16  # tokens that a drafter may hear between two guesses, as far as its speed is concerned
+FEWEST, MOST_PAUSE = 4, 16384  # steps between two looks
+BURST = 3  # steps of a trial: the first of a width is slower
+TRIALS = 256  # steps between two trials where guessing does not pay; twice as many after each
+HOLD = 8  # steps between two choices where it does
+OTHERS = 64  # steps with guesses between two with none, one more or one less
+UNKNOWN = 0.1  # what a row more costs beside those that are read anyway, until one has been tried
+GAIN = 1.06  # what guesses must be better by than none
+
+
+class Rates:
+    """How often a guess at each place was right, if those before it were.
+
+    Parameters
+    ----------
+    most : int
+        Places.
+    above : Rates, optional
+        Of all texts: what is expected of this one, and what hears of it too.
+    """
+
+    def __init__(self, most: int, above: Rates | None = None) -> None:
+        self.above = above
+        self.n_judged = 0  #: guesses at the first place
+        self._right = [0.0] * most
+        self._judged = [0.0] * most
+
+    def __getitem__(self, i: int) -> float:
+        if self.above is not None:
+            expected, weight = self.above[i], EXPECTED
+        else:  # as the place before it, until it has been seen
+            expected, weight = (self[i - 1] if i else 0.5), 1.0
+        return (self._right[i] + weight * expected) / (self._judged[i] + weight)
+
+    def judge(self, n: int, kept: int) -> None:
+        """How many of `n` guesses were right, up to the first that was wrong."""
+        self.n_judged += n > 0
+        for i in range(min(n, kept + 1, len(self._right))):
+            self._right[i] = FORGET * self._right[i] + (i < kept)
+            self._judged[i] = FORGET * self._judged[i] + 1.0
+        if self.above is not None:
+            self.above.judge(n, kept)
+
+
+class Widths:
+    """Seconds of a step by the rows it reads. The scale drifts (a context fills up, a machine is busy), the shape hardly."""
+
+    def __init__(self) -> None:
+        self._scale = 0.0
+        self._shape: dict[int, float] = {}
+        self._n: dict[int, int] = {}
+        self._line: list[float] = []
+        self._fresh = 0  # measurements that the line does not show yet
+
+    def __contains__(self, rows: int) -> bool:
+        return rows in self._shape
+
+    def reaches(self, base: int, rows: int) -> bool:
+        """Whether at least half of the way from `base` to `rows` has been measured."""
+        return any(2 * (m - base) >= rows - base for m in self._shape)
+
+    def note(self, rows: int, seconds: float) -> None:
+        """What a step has taken."""
+        seconds = max(seconds, 1e-9)
+        n = self._n[rows] = self._n.get(rows, 0) + 1
+        if n == 1:
+            self._scale = self._scale or seconds
+            self._shape[rows] = seconds / self._scale
+        else:
+            ratio = seconds / (self._scale * self._shape[rows])
+            if n <= BURST:
+                self._shape[rows] *= min(ratio, 1.0)  # nothing is ever too fast
+            else:
+                ratio = min(max(ratio, 0.5), 2.0)  # but now and then something else runs
+                self._shape[rows] *= ratio**0.05
+                self._scale *= ratio**0.15
+        self._fresh += 1
+        if n <= BURST or self._fresh >= 16:
+            self._line = []
+
+    def seconds(self, rows: int) -> float:
+        """Of a step that reads so many: on a line through those that were measured."""
+        if rows >= len(self._line):
+            self._draw(rows)
+        return self._scale * self._line[rows]
+
+    def _draw(self, rows: int) -> None:
+        places = sorted(self._shape)
+        shape = np.maximum.accumulate([self._shape[m] for m in places])  # more rows never take less time
+        last, most = places[-1], float(shape[-1])
+        slope = (most - float(shape[-2])) / (last - places[-2]) if len(places) > 1 else UNKNOWN * most / last
+        slope = max(slope, 0.02 * most / last)
+        end = max(2 * rows, last)
+        places, shape = [*places, end + 1], np.append(shape, most + slope * (end + 1 - last))
+        self._line = np.interp(np.arange(end + 1), places, shape).tolist()
+        self._fresh = 0
 
 
 class Cost:
-    """Seconds of a step by the number of guesses, and how often a guess at each place was right.
+    """When to ask for guesses, for how many, and which of them to read.
 
     Parameters
     ----------
     most : int
         Guesses of a step.
+    widths : Widths
+        Of the context.
+    uniform : bool
+        Texts that read different numbers of tokens cost a batch more (recurrent memory), so all read as many.
+
+    Attributes
+    ----------
+    pause : int
+        Steps to go on without guesses before it is asked again.
+    all : Rates
+        Of all texts.
     """
 
-    def __init__(self, most: int) -> None:
-        self.most = most
-        self.right = [0.5] * most
-        self._seconds: dict[int, deque[float]] = {}
-        self._judged = [2] * most  # as if two had been, one of them right
+    def __init__(self, most: int, widths: Widths, uniform: bool = False) -> None:
+        self.most, self.widths, self.uniform = most, widths, uniform
+        self.pause = 0
+        self.all = Rates(most)
+        self._drafts: dict[int, float] = {}  # seconds of guessing, by how many
+        self._each = 0.0  # seconds of hearing a token
+        self._held = (0, 0, 0)  # steps to go with the same choice, how many texts it was made for, and how many guesses
+        self._trying = False
         self._steps = 0
-        self._next = 0  # when another number is tried
-        self._period = PERIOD
-        self._tried = 0
-        self._best = 0
-        self._weigh = 0  # when the numbers are held against each other again
+        self._next_look = 0
+        self._next_trial = 0
+        self._patience = TRIALS
+        self._turn = 0
 
-    def choose(self) -> int:
-        """How many to ask for now."""
+    # to choose
+
+    def ask(self, n_texts: int) -> tuple[int, bool]:
+        """How many guesses to ask for now, and whether to read them, or only to see if they will be right."""
         self._steps += 1
-        if self._steps <= PLAIN:
-            return 0
-        first = min(4, self.most)
-        if self._judged[0] < ENOUGH and self._steps < PLAIN + 2 * ENOUGH:
-            self._next = self._steps + PERIOD
-            return first
-        if self._steps < self._next:
-            if self._steps >= self._weigh:
-                self._compare()
-            return self._best
-        best = self._best
-        self._period = PERIOD if best else min(2 * self._period, LAST_PERIOD)
-        self._next = self._steps + self._period
-        self._weigh = self._steps + 1
-        # What is tried: one more, one less, none, in turns.
-        self._tried += 1
-        others = [first] if best == 0 else [min(self.most, best + 1), 0, best - 1]
-        return others[self._tried % len(others)]
+        steps, held_for, n = self._held
+        if steps and held_for == n_texts:
+            self._held = steps - 1, n_texts, n
+            return n, True
+        self._trying = False
+        if n_texts not in self.widths:
+            return 0, False
+        plain = self._value(0, n_texts)
+        best = max(range(1, self.most + 1), key=lambda n: self._value(n, n_texts))
+        value = self._value(best, n_texts)
+        if value >= GAIN * plain and self.all.n_judged:
+            known = self._drafts and self.widths.reaches(n_texts, n_texts * (1 + best))
+            if not known:
+                return self._try(max(best, self.most // 2), n_texts, BURST)
+            self._patience = TRIALS
+            if self._steps < self._next_trial:
+                return self._hold(best, n_texts, HOLD)
+            self._next_trial = self._steps + OTHERS
+            self._turn += 1
+            return self._try((0, min(self.most, best + 1), 0, best - 1)[self._turn % 4], n_texts, 1)
+        if value > 0.5 * plain and self.all.n_judged >= ENOUGH and self._steps >= self._next_trial:
+            self._patience *= 2
+            self._next_trial = self._steps + self._patience
+            self._turn += 1
+            return self._try((best, self.most)[self._turn % 2], n_texts, BURST)
+        return (min(4, self.most) if self._steps >= self._next_look else 0), False
 
-    def _compare(self) -> None:
-        was, self._best = self._best, max(range(self.most + 1), key=self.tokens_per_second)
-        if self._best and not was:
-            self._period, self._next = PERIOD, self._steps + PERIOD
-        # What is not tried any more is not measured any more either.
-        self._weigh = self._steps + (PAUSE if self._best else self._period)
+    def _hold(self, n: int, n_texts: int, steps: int) -> tuple[int, bool]:
+        self._held = steps - 1, n_texts, n
+        return n, True
 
-    def note(self, n: int, seconds: float) -> None:
-        """What a step with `n` guesses took."""
-        if self._steps != 1:
-            self._seconds.setdefault(n, deque(maxlen=KEPT)).append(seconds)
+    def _try(self, n: int, n_texts: int, steps: int) -> tuple[int, bool]:
+        self._trying = True
+        return self._hold(n, n_texts, steps)
 
-    def judge(self, n: int, kept: int) -> None:
-        """How many of `n` guesses were right, up to the first that was wrong."""
-        for i in range(min(n, kept + 1, self.most)):
-            self._judged[i] += 1
-            self.right[i] += max(SLOWEST, 1 / self._judged[i]) * ((i < kept) - self.right[i])
+    def cut(self, rates: Sequence[Rates], lengths: Sequence[int], n_texts: int) -> list[int]:
+        """How many of each text's guesses to read.
 
-    def tokens_per_second(self, n: int) -> float:
-        """With `n` guesses, as far as is known."""
+        Parameters
+        ----------
+        rates, lengths
+            Of the texts that have guesses.
+        n_texts : int
+            All texts of the step.
+        """
+        if self._trying:
+            return list(lengths)
+        tokens, seconds = float(n_texts), self.widths.seconds
+        best, kept = tokens / seconds(n_texts), 0
+        if self.uniform:
+            chances = [1.0] * len(lengths)
+            rows = n_texts
+            for n in range(1, max(lengths, default=0) + 1):
+                for i, length in enumerate(lengths):
+                    if n <= length:
+                        chances[i] *= rates[i][n - 1]
+                        tokens += chances[i]
+                        rows += 1
+                if (value := tokens / seconds(rows)) > best:
+                    best, kept = value, n
+            return [min(kept, length) for length in lengths]
+        following: list[tuple[float, int]] = []
+        for i, length in enumerate(lengths):
+            chance = 1.0
+            for place in range(length):
+                chance *= rates[i][place]
+                following.append((chance, i))
+        following.sort(reverse=True)
+        for n, (chance, _) in enumerate(following, 1):
+            tokens += chance
+            if (value := tokens / seconds(n_texts + n)) > best:
+                best, kept = value, n
+        found = [0] * len(lengths)
+        for _, i in following[:kept]:
+            found[i] += 1
+        return found
+
+    # to learn
+
+    def note_draft(self, n: int, seconds: float, lag: int) -> None:
+        """What asking for `n` guesses has taken."""
+        if lag <= CAUGHT_UP:
+            was = self._drafts.get(n, seconds)
+            self._drafts[n] = was + 0.2 * (min(seconds, 3 * was) - was)
+
+    def note_step(self, rows: int, seconds: float) -> None:
+        """What a step has taken that has read `rows` rows."""
+        self.widths.note(rows, seconds)
+
+    def note_pause(self, rows: int, seconds: float) -> None:
+        """What a step of the pause has taken."""
+        self.pause -= 1
+        if self.pause % 8 == 0:  # now and then is enough
+            self.widths.note(rows, seconds)
+
+    def note_look(self, n_texts: int, n: int, seconds: float, lag: int) -> None:
+        """What it has taken to ask, and to make `n` guesses that are not read: it sets the pause before the next time.
+
+        Parameters
+        ----------
+        n_texts, n, seconds
+        lag : int
+            Tokens of a text that the drafter had to hear before.
+        """
+        if lag > CAUGHT_UP:
+            once = self._draft(n)
+            self._each = max(0.0, seconds - once) / lag
+            seconds = min(seconds, once)
+        if self.all.n_judged < ENOUGH:
+            self._next_look = self._steps + FEWEST
+        elif n:
+            left = SHARE * self.widths.seconds(n_texts) - self._each
+            pause = int(min(MOST_PAUSE, seconds / left)) if left > 0 else MOST_PAUSE
+            self._next_look = self._steps + max(FEWEST, pause)
+        nearest = self._next_look
+        if self._next_trial > self._steps:
+            nearest = min(nearest, self._next_trial)
+        self.pause = max(FEWEST, nearest - self._steps)
+        self._steps += self.pause
+
+    def _draft(self, n: int) -> float:
+        """Seconds of asking for `n` guesses, as far as is known."""
+        if n == 0 or not self._drafts:
+            return 0.0
+        if n in self._drafts:
+            return self._drafts[n]
+        nearest = min(self._drafts, key=lambda m: abs(m - n))
+        return self._drafts[nearest] * n / nearest
+
+    def _value(self, n: int, n_texts: int) -> float:
+        """Tokens a second with `n` guesses for each text."""
         tokens, chance = 1.0, 1.0
         for i in range(n):
-            chance *= self.right[i]
+            chance *= self.all[i]
             tokens += chance
-        return tokens / self.seconds(n)
-
-    def seconds(self, n: int) -> float:
-        """Of a step with `n` guesses: measured, or on a line through those that were."""
-        known: dict[int, float] = {}
-        most = 0.0
-        for m in sorted(self._seconds):  # more guesses never take less time, whatever was measured
-            most = known[m] = max(most, median(self._seconds[m]))
-        if n in known:
-            return known[n]
-        below = max((m for m in known if m < n), default=None)
-        above = min((m for m in known if m > n), default=None)
-        if below is None or above is None:
-            ends = sorted(known)
-            if len(ends) < 2:
-                return max(most, 1e-9) * (1 + n)
-            below, above = (ends[-2], ends[-1]) if above is None else (ends[0], ends[1])
-        slope = (known[above] - known[below]) / (above - below)
-        return max(known[below] + slope * (n - below), 1e-9)
+        return n_texts * tokens / (self.widths.seconds(n_texts * (1 + n)) + self._draft(n))

@@ -14,7 +14,7 @@ from lloyal.context import Context
 from lloyal.errors import CacheFull, InvalidArgument, NoLease
 from lloyal.native import step as native
 from lloyal.prompt import check_count, check_max_tokens
-from lloyal.speculative.cost import Cost
+from lloyal.speculative.cost import Cost, Rates, Widths
 
 if TYPE_CHECKING:
     from lloyal.llama.common import ChatPrompt
@@ -24,6 +24,40 @@ if TYPE_CHECKING:
 __all__ = ["Speculator", "SpeculatorStats"]
 
 MOST = 64  # guesses of a step
+
+# What steps have cost in a context, for all who guess in it.
+_WIDTHS: WeakKeyDictionary[Context, Widths] = WeakKeyDictionary()
+
+
+@dataclasses.dataclass(slots=True)
+class Heard:
+    """What the drafter keeps of a branch."""
+
+    text: Any
+    rates: Rates
+    n: int = 0  # tokens that it has heard
+    last: int = -1
+    begin: int = 0  # where `untold` begins
+    untold: Sequence[int] = ()  # guesses that nobody has read: the text will say whether they are right
+
+    def see(self, branch: Branch) -> None:
+        """Hold guesses that were not read against what the branch has read since."""
+        if not self.untold or branch.position <= self.begin:
+            return
+        read = branch._token_ids_native(self.begin)
+        right = 0
+        for guess, token in zip(self.untold, read, strict=False):
+            if guess != token:
+                self.rates.judge(right + 1, right)
+                break
+            right += 1
+        else:
+            self.rates.judge(right, right)
+        self.untold = ()
+
+    def wait(self, position: int, guesses: Sequence[int]) -> None:
+        """Guesses for what comes at `position`."""
+        self.begin, self.untold = position, guesses
 
 
 @dataclasses.dataclass
@@ -80,8 +114,9 @@ class Speculator:
         drafter.check(ctx.vocab)
         self.ctx, self.drafter = ctx, drafter
         self.stats = SpeculatorStats()
-        self._cost = Cost(most)
-        self._texts: WeakKeyDictionary[Branch, tuple[Any, int, int]] = WeakKeyDictionary()
+        uniform = ctx.model.is_recurrent or ctx.model.is_hybrid
+        self._cost = Cost(most, _WIDTHS.setdefault(ctx, Widths()), uniform)
+        self._texts: WeakKeyDictionary[Branch, Heard] = WeakKeyDictionary()
 
     def step(self, branches: Sequence[Branch]) -> list[list[int]]:
         """Each branch picks, accepts and reads a token, and of the guesses behind it those that are right.
@@ -109,70 +144,108 @@ class Speculator:
         store = chosen[0].store
         if store is None or store.ctx is not self.ctx:
             raise InvalidArgument("the branches belong to another context than the speculator")
+        if self.n == 0 or self._cost.pause:
+            begin = time.perf_counter()
+            plain = store.step(chosen)
+            if self.n is None:
+                self._cost.note_pause(len(chosen), time.perf_counter() - begin)
+            self.stats.steps += 1
+            self.stats.tokens += len(plain)
+            return [[token] for token in plain]
         store._make_ready(chosen)
         made: list[list[int]] = []
         store._in_groups(chosen, lambda group: made.extend(self._step(group)))
         return made
 
     def _step(self, branches: list[Branch]) -> list[list[int]]:
-        n = self._cost.choose() if self.n is None else self.n
         begin = time.perf_counter()
+        n, reads = (self.n, True) if self.n is not None else self._cost.ask(len(branches))
         guesses: list[Sequence[int]] = [()] * len(branches)
-        if n == 0:
-            guessed = begin
+        if not (n and reads):
+            lag = self._look(branches, n)
+            guessed = time.perf_counter()
             read = [[token] for token in native.step(self.ctx, branches)]
         else:
             draws = native.draw(self.ctx, branches)
-            guesses = self._guesses(branches, draws, n)
+            positions = [branch.position for branch in branches]
+            able = [i for i, ends in enumerate(draws.ends) if not (ends or branches[i]._steers)]
+            found, _ = self._guesses([branches[i] for i in able], [draws.tokens[i] for i in able], n)
+            lengths = [len(guess) for guess in found]
+            if self.n is None:
+                lengths = self._cost.cut([self._texts[branches[i]].rates for i in able], lengths, len(branches))
+            for i, guess, length in zip(able, found, lengths, strict=True):
+                guesses[i] = guess[:length]
+                if not length:
+                    self._texts[branches[i]].wait(positions[i] + 1, guess)
             guessed = time.perf_counter()
             read = draws.verify(guesses)
         end = time.perf_counter()
-        widest = max(map(len, guesses))
-        self._cost.note(widest, (end - begin) / len(branches))
         stats = self.stats
         stats.steps += 1
         stats.seconds_guessing += guessed - begin
         stats.seconds_reading += end - guessed
-        for guess, tokens in zip(guesses, read, strict=True):
+        rows = len(branches)
+        for branch, guess, tokens in zip(branches, guesses, read, strict=True):
+            rows += len(guess)
             stats.tokens += len(tokens)
             stats.guessed += len(guess)
             stats.kept += len(tokens) - 1
-            self._cost.judge(len(guess), len(tokens) - 1)
+            if guess:
+                self._texts[branch].rates.judge(len(guess), len(tokens) - 1)
+        self._cost.note_step(rows, end - guessed)
+        if not (n and reads):
+            self._cost.note_look(len(branches), n, guessed - begin, lag)
         return read
 
-    def _guesses(self, branches: list[Branch], draws: native.Draws, n: int) -> list[Sequence[int]]:
-        guesses: list[Sequence[int]] = [()] * len(branches)
-        able = [i for i, (branch, ends) in enumerate(zip(branches, draws.ends, strict=True))
-                if not (ends or branch._steers)]  # fmt: skip
-        if not able:
-            return guesses
-        tokens = draws.tokens
-        texts = [self._text(branches[i], tokens[i]) for i in able]
-        try:
-            proposed = list(islice(self.drafter.propose(texts, n), len(texts) + 1))
-        except (CacheFull, NoLease):  # it has no room; ours is no matter
-            return guesses
-        if len(proposed) != len(texts):
-            raise InvalidArgument(f"{self.drafter!r} proposed for {len(proposed)} texts, there are {len(texts)}")
-        is_eog = self.ctx.vocab.is_eog
-        for i, guess in zip(able, proposed, strict=True):
-            guesses[i] = list(takewhile(lambda token: not is_eog(token), islice(guess, n)))
-        return guesses
+    def _look(self, branches: list[Branch], n: int) -> int:
+        """See what has become of guesses that were not read, and make others; how many tokens were new to the drafter."""
+        able = [branch for branch in branches if not (branch.ended or branch._steers)]
+        if n == 0:
+            return 0
+        found, lag = self._guesses(able, [], n)
+        for branch, guess in zip(able, found, strict=True):
+            self._texts[branch].wait(branch.position, guess)
+        return lag
 
-    def _text(self, branch: Branch, token: int) -> Any:
-        """What the drafter keeps of a branch, having heard all its tokens and the one it has just picked."""
+    def _guesses(self, branches: list[Branch], drawn: Sequence[int], n: int) -> tuple[list[list[int]], int]:
+        """What the drafter guesses behind the tokens that the branches have drawn, or have read; how many were new to it."""
+        if not branches:
+            return [], 0
+        begin = time.perf_counter()
+        heard = [self._text(branch, drawn[i] if drawn else None) for i, branch in enumerate(branches)]
+        try:
+            proposed = list(islice(self.drafter.propose([text for text, _ in heard], n), len(branches) + 1))
+        except (CacheFull, NoLease):  # it has no room; ours is no matter
+            proposed = [()] * len(branches)
+        if len(proposed) != len(branches):
+            raise InvalidArgument(f"{self.drafter!r} proposed for {len(proposed)} texts, there are {len(branches)}")
+        is_eog = self.ctx.vocab.is_eog
+        found = [list(takewhile(lambda token: not is_eog(token), islice(guess, n))) for guess in proposed]
+        lag = max(n_new for _, n_new in heard)
+        self._cost.note_draft(n, time.perf_counter() - begin, lag)
+        return found, lag
+
+    def _text(self, branch: Branch, drawn: int | None) -> tuple[Any, int]:
+        """What the drafter keeps of a branch, having heard all its tokens and the one it has drawn; how many were new."""
         position = branch.position
-        text, heard, last = self._texts.pop(branch, (None, 0, -1))  # gone, should the drafter fail
-        if heard == position + 1 and last == token:  # the step before failed: it has drawn the same again
-            self._texts[branch] = text, heard, last
-            return text
-        known = branch._token_ids_native(max(0, heard - 1)) if text is not None and heard <= position else []
-        if known[:1] != [last]:  # it is another text now
-            text = None
-            text, known = self.drafter.start(), [last, *branch._token_ids_native()]
-        self.drafter.feed(text, [*known[1:], token])
-        self._texts[branch] = text, position + 1, token
-        return text
+        heard = self._texts.pop(branch, None)  # gone, should the drafter fail
+        if heard is not None:
+            heard.see(branch)
+        if heard is not None and heard.n == position + 1 and heard.last == drawn:
+            self._texts[branch] = heard  # the step before failed: it has drawn the same again
+            return heard.text, 0
+        new: list[int] = []
+        if heard is not None and 0 < heard.n <= position:
+            new = branch._token_ids_native(heard.n - 1)
+        if heard is None or new[:1] != [heard.last]:  # it is another text now
+            rates = Rates(self._cost.most, self._cost.all) if heard is None else heard.rates
+            heard = Heard(self.drafter.start(), rates)
+            new = [-1, *branch._token_ids_native()]
+        new += () if drawn is None else (drawn,)
+        heard.n, heard.last = position + (drawn is not None), new[-1]
+        self.drafter.feed(heard.text, new[1:])
+        self._texts[branch] = heard
+        return heard.text, len(new) - 1
 
     def generate(
         self,

@@ -15,7 +15,6 @@ from lloyal import BranchStore, Context, Sampling
 from lloyal.errors import Aborted, InvalidArgument
 from lloyal.native.checkpoint import abort_arm
 from lloyal.speculative import Drafter, DraftModel, NGram, Speculator
-from lloyal.speculative.cost import Cost
 from tests.models import tiny
 
 PROMPT = 'def fibonacci(n):\n    """Return the n-th number."""\n'
@@ -291,24 +290,6 @@ def test_a_step_takes_no_checkpoint_of_others() -> None:
         Speculator(ctx, Known(branch.tokens + [9] * 50, 1.0), n=4).step([branch])
         assert kept.nbytes > 0
         kept.release()
-
-
-def test_it_stops_guessing_where_that_does_not_pay() -> None:
-    def run(right: float, price: float) -> float:
-        rng, cost = random.Random(1), Cost(8)
-        asked = []
-        for _ in range(2000):
-            n = cost.choose()
-            asked.append(n)
-            kept = next((i for i in range(n) if rng.random() >= right), n)
-            cost.note(n, (1 + price * n) * rng.uniform(0.9, 1.2))
-            cost.judge(n, kept)
-        return sum(asked[200:]) / len(asked[200:])
-
-    assert run(0.0, 0.5) < 0.15
-    assert run(0.5, 0.9) < 0.3
-    assert run(0.95, 0.02) > 7
-    assert 1 < run(0.8, 0.2) < 5
 
 
 def test_near_ties_are_rare() -> None:

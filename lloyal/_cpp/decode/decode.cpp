@@ -248,7 +248,7 @@ Status failure(const ContextBox & box, int32_t rc, const Batch & batch) {
     const std::string log = log_last();
     const char * kept =
         box.map.has_state()
-            ? "a recurrent state cannot be taken back halfway, so the sequences of the batch, "
+            ? "a recurrent state cannot be taken back halfway, so the sequences it was computing, "
               "and those whose state was being moved for them, are empty now (see ctx.memory.seq_pos_max)"
             : "what was finished stays in the memory (see ctx.memory.seq_pos_max)";
     switch (rc) {
