@@ -1,8 +1,8 @@
-"""How far to guess: what gives the most tokens a second, by what steps and guesses have cost and how often they were right.
+"""How far to guess: what gives the most tokens a second, by what steps and guesses cost and how often they are right.
 
-Nothing is known in advance. Guesses can be judged without being read, for the text itself says later whether they were right
-(a look), and the seconds of a step by its rows come from the steps themselves. What promises to pay is tried, a few steps
-long; where it does not, looks are so rare that they cost a hundredth of the time, and so are the next trials.
+Nothing is known in advance. Guesses can be judged without being read, for the text itself says later whether they were
+right (a look), and the seconds of a step by its rows come from the steps themselves. What promises to pay is tried for a
+few steps; where it does not, looks are so rare that they cost a hundredth of the time, and so are the next trials.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Rates:
 
 
 class Widths:
-    """Seconds of a step by the rows it reads. The scale drifts (a context fills up, a machine is busy), the shape hardly."""
+    """Seconds of a step by the rows it reads. The scale drifts (a context fills up), the shape hardly."""
 
     def __init__(self) -> None:
         self._scale = 0.0

@@ -45,14 +45,9 @@ class Heard:
         if not self.untold or branch.position <= self.begin:
             return
         read = branch._token_ids_native(self.begin)
-        right = 0
-        for guess, token in zip(self.untold, read, strict=False):
-            if guess != token:
-                self.rates.judge(right + 1, right)
-                break
-            right += 1
-        else:
-            self.rates.judge(right, right)
+        n = min(len(read), len(self.untold))
+        right = next((i for i in range(n) if read[i] != self.untold[i]), n)
+        self.rates.judge(min(right + 1, n), right)
         self.untold = ()
 
     def wait(self, position: int, guesses: Sequence[int]) -> None:
@@ -185,20 +180,20 @@ class Speculator:
         stats.seconds_guessing += guessed - begin
         stats.seconds_reading += end - guessed
         rows = len(branches)
-        for branch, guess, tokens in zip(branches, guesses, read, strict=True):
-            rows += len(guess)
+        for branch, chosen, tokens in zip(branches, guesses, read, strict=True):
+            rows += len(chosen)
             stats.tokens += len(tokens)
-            stats.guessed += len(guess)
+            stats.guessed += len(chosen)
             stats.kept += len(tokens) - 1
-            if guess:
-                self._texts[branch].rates.judge(len(guess), len(tokens) - 1)
+            if chosen:
+                self._texts[branch].rates.judge(len(chosen), len(tokens) - 1)
         self._cost.note_step(rows, end - guessed)
         if not (n and reads):
             self._cost.note_look(len(branches), n, guessed - begin, lag)
         return read
 
     def _look(self, branches: list[Branch], n: int) -> int:
-        """See what has become of guesses that were not read, and make others; how many tokens were new to the drafter."""
+        """Have guesses made that are not read; how many tokens were new to the drafter."""
         able = [branch for branch in branches if not (branch.ended or branch._steers)]
         if n == 0:
             return 0
@@ -208,7 +203,7 @@ class Speculator:
         return lag
 
     def _guesses(self, branches: list[Branch], drawn: Sequence[int], n: int) -> tuple[list[list[int]], int]:
-        """What the drafter guesses behind the tokens that the branches have drawn, or have read; how many were new to it."""
+        """What the drafter guesses behind the tokens that were drawn, or were read; how many were new to it."""
         if not branches:
             return [], 0
         begin = time.perf_counter()
@@ -226,7 +221,7 @@ class Speculator:
         return found, lag
 
     def _text(self, branch: Branch, drawn: int | None) -> tuple[Any, int]:
-        """What the drafter keeps of a branch, having heard all its tokens and the one it has drawn; how many were new."""
+        """What the drafter keeps of a branch, having heard all its tokens and what it has drawn; how many were new."""
         position = branch.position
         heard = self._texts.pop(branch, None)  # gone, should the drafter fail
         if heard is not None:
