@@ -1,15 +1,14 @@
 """How far to guess: what gives the most tokens a second, by what steps and guesses cost and how often they are right.
 
 Nothing is known in advance. Guesses can be judged without being read, for the text itself says later whether they were
-right (a look), and the seconds of a step by its rows come from the steps themselves. What promises to pay is tried for a
+right (a look), and the seconds of a step by its rows come from steps themselves. What promises to pay is tried for a
 few steps; where it does not, looks are so rare that they cost a hundredth of the time, and so are the next trials.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-import numpy as np
+from itertools import accumulate, pairwise
 
 __all__ = ["Cost", "Rates", "Widths"]
 
@@ -105,14 +104,16 @@ class Widths:
 
     def _draw(self, rows: int) -> None:
         places = sorted(self._shape)
-        shape = np.maximum.accumulate([self._shape[m] for m in places])  # more rows never take less time
-        last, most = places[-1], float(shape[-1])
-        slope = (most - float(shape[-2])) / (last - places[-2]) if len(places) > 1 else UNKNOWN * most / last
-        slope = max(slope, 0.02 * most / last)
-        end = max(2 * rows, last)
-        places, shape = [*places, end + 1], np.append(shape, most + slope * (end + 1 - last))
-        self._line = np.interp(np.arange(end + 1), places, shape).tolist()
-        self._fresh = 0
+        shape = list(accumulate((self._shape[m] for m in places), max))  # more rows never take less time
+        last, most = places[-1], shape[-1]
+        slope = (most - shape[-2]) / (last - places[-2]) if len(places) > 1 else UNKNOWN * most / last
+        end = max(2 * rows, last) + 1
+        places.append(end)
+        shape.append(most + max(slope, 0.02 * most / last) * (end - last))
+        line = [shape[0]] * places[0]
+        for (m, low), (n, high) in pairwise(zip(places, shape, strict=True)):
+            line += [low + (high - low) * i / (n - m) for i in range(n - m)]
+        self._line, self._fresh = line, 0
 
 
 class Cost:
