@@ -19,7 +19,7 @@ from lloyal.speculative.cost import Cost, Rates, Widths
 if TYPE_CHECKING:
     from lloyal.llama.common import ChatPrompt
     from lloyal.sampling import Sampling
-    from lloyal.speculative.draft import Drafter
+    from lloyal.speculative.protocol import Drafter
 
 __all__ = ["Speculator", "SpeculatorStats"]
 
