@@ -8,7 +8,7 @@ from libcpp.vector cimport vector
 cimport lloyal.libllama.llama as c
 from lloyal._cpp.core cimport ContextHandle, Status
 from lloyal._cpp.decode cimport LogProb
-from lloyal._cpp.sample cimport SamplerHandle
+from lloyal._cpp.sample cimport Forced, SamplerHandle
 from lloyal._cpp.state cimport Where
 
 cdef extern from "branch/branch.hpp" namespace "lloyal" nogil:
@@ -102,6 +102,8 @@ cdef extern from "branch/step.hpp" namespace "lloyal" nogil:
         bool ends
     Status branches_draw "lloyal::inside<lloyal::branches_draw>"(
         const ContextHandle& ctx, const vector[BranchHandle]& branches, vector[Draw]& out)
+    Status draw_forced "lloyal::inside<lloyal::draw_forced>"(
+        const ContextHandle& ctx, Draw& draw, const vector[uint32_t]& after, size_t most, Forced& out)
     Status branches_verify "lloyal::computing<lloyal::branches_verify>"(
         const ContextHandle& ctx, vector[Draw]& draws, const vector[vector[c.llama_token]]& guesses,
         vector[vector[c.llama_token]]& out)

@@ -40,6 +40,12 @@ cdef extern from "sample/sampler.hpp" namespace "lloyal" nogil:
     Status sampler_seed_used "lloyal::inside<lloyal::sampler_seed_used>"(
         const SamplerHandle& sampler, bool& found, uint32_t& seed)
 
+cdef extern from "sample/sampler_grammar.hpp" namespace "lloyal" nogil:
+    cppclass Forced:
+        vector[uint32_t] text
+        vector[uint32_t] choices
+        bool may_end
+
 cdef extern from "sample/dist.hpp" namespace "lloyal" nogil:
     c.llama_sampler* dist_init(uint32_t seed) except +
 

@@ -22,6 +22,13 @@ class Draws:
     @property
     def ends(self) -> list[bool]:
         """Whether it ends the text."""
+    def forced(self, index: int, after: str = "", most: int = 256) -> tuple[str, list[str]]:
+        """What the grammar of the branch at `index` leaves no choice about, behind its token and `after`.
+
+        Returns the text, `most` characters at most, and those that may stand behind it if they are few: none where anything
+        may, or the text may end there, or nothing is known: without a grammar, or with one that waits or does not allow
+        `after`.
+        """
     def verify(self, guesses: Sequence[Sequence[int]]) -> list[list[int]]:
         """Read the tokens, and of the guesses behind each those that its branch would pick itself: all or none.
 

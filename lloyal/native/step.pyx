@@ -1,12 +1,14 @@
 # cython: language_level=3
 """Native calls that many branches take together. Not for direct use: see `lloyal.BranchStore`."""
 
+from libc.stdint cimport int64_t, uint32_t
 from libcpp.vector cimport vector
 
 cimport lloyal._cpp.branch as cbranch
 cimport lloyal._cpp.core as core
+cimport lloyal._cpp.sample as csample
 cimport lloyal.libllama.llama as c
-from lloyal.llama.args cimport as_int32
+from lloyal.llama.args cimport as_index, as_int32, as_integer
 from lloyal.llama.base cimport ContextBase
 from lloyal.llama.signals cimport raise_signal
 from lloyal.llama.status cimport check
@@ -65,6 +67,28 @@ cdef class Draws:
         """Whether it ends the text."""
         cdef size_t i
         return [self.list[i].ends for i in range(self.list.size())]
+
+    def forced(self, index: int, after: str = "", most: int = 256) -> tuple[str, list[str]]:
+        """What the grammar of the branch at `index` leaves no choice about, behind its token and `after`.
+
+        Returns the text, `most` characters at most, and those that may stand behind it if they are few: none where anything
+        may, or the text may end there, or nothing is known: without a grammar, or with one that waits or does not allow
+        `after`.
+        """
+        cdef vector[uint32_t] before
+        cdef csample.Forced found
+        cdef core.Status status
+        cdef size_t place = as_index(index, self.list.size())
+        cdef int64_t n = as_integer(most, "most", 0, 1 << 16)
+        cdef core.ContextHandle handle
+        for character in after:
+            before.push_back(ord(character))
+        handle = self.ctx.pin()
+        with nogil:
+            status = cbranch.draw_forced(handle, self.list[place], before, n, found)
+        check(status)
+        choices = [] if found.may_end else [chr(character) for character in found.choices]
+        return "".join([chr(character) for character in found.text]), choices
 
     def verify(self, guesses: Sequence[Sequence[int]]) -> list[list[int]]:
         """Read the tokens, and of the guesses behind each those that its branch would pick itself: all or none.

@@ -1,8 +1,22 @@
 """Several tokens a step: a drafter guesses what comes, and the model keeps the guesses that it would pick itself."""
 
+from lloyal.speculative.chain import Chain
+from lloyal.speculative.forced import Forced
 from lloyal.speculative.loop import Speculator, SpeculatorStats
 from lloyal.speculative.model import DraftModel
 from lloyal.speculative.ngram import NGram
 from lloyal.speculative.protocol import Drafter
+from lloyal.speculative.suffix import Suffix
+from lloyal.speculative.synthetic import Synthetic
 
-__all__ = ["DraftModel", "Drafter", "NGram", "Speculator", "SpeculatorStats"]
+__all__ = [
+    "Chain",
+    "DraftModel",
+    "Drafter",
+    "Forced",
+    "NGram",
+    "Speculator",
+    "SpeculatorStats",
+    "Suffix",
+    "Synthetic",
+]

@@ -14,14 +14,17 @@ __all__ = ["Cost", "Rates", "Widths"]
 
 FORGET = 0.98  # what a guess that was judged counts after another
 EXPECTED = 4.0  # guesses of a text that count as much as what all texts make expect
-ENOUGH = 6  # guesses to judge as fast as can be
+ENOUGH = 6  # asks as fast as can be
 SHARE = 0.01  # of the time, that looks may take from then on
 CAUGHT_UP = 16  # tokens that a drafter may hear between two guesses, as far as its speed is concerned
 FEWEST, MOST_PAUSE = 4, 16384  # steps between two looks
 BURST = 3  # steps of a trial: the first of a width is slower
 TRIALS = 256  # steps between two trials where guessing does not pay; twice as many after each
-HOLD = 8  # steps between two choices where it does
+HOLD = 8  # steps between two choices
+SLOW = 0.1  # of an ask, in what asks have saved lately
 OTHERS = 64  # steps with guesses between two with none, one more or one less
+HOPE = 0.7  # of what steps without guesses give, for a trial to be worth it
+LOOK = 4  # guesses of an ask that expects nothing
 UNKNOWN = 0.1  # what a row more costs beside those that are read anyway, until one has been tried
 GAIN = 1.06  # what guesses must be better by than none
 
@@ -77,8 +80,8 @@ class Widths:
         """Whether at least half of the way from `base` to `rows` has been measured."""
         return any(2 * (m - base) >= rows - base for m in self._shape)
 
-    def note(self, rows: int, seconds: float) -> None:
-        """What a step has taken."""
+    def note(self, rows: int, seconds: float) -> bool:
+        """What a step has taken; whether it was the first of its kind."""
         seconds = max(seconds, 1e-9)
         n = self._n[rows] = self._n.get(rows, 0) + 1
         if n == 1:
@@ -95,6 +98,7 @@ class Widths:
         self._fresh += 1
         if n <= BURST or self._fresh >= 16:
             self._line = []
+        return n == 1
 
     def seconds(self, rows: int) -> float:
         """Of a step that reads so many: on a line through those that were measured."""
@@ -142,53 +146,43 @@ class Cost:
         self.all = Rates(most)
         self._drafts: dict[int, float] = {}  # seconds of guessing, by how many
         self._each = 0.0  # seconds of hearing a token
-        self._held = (0, 0, 0)  # steps to go with the same choice, how many texts it was made for, and how many guesses
-        self._trying = False
+        self._gain = 0.0  # seconds that an ask has saved lately
+        self._asked = 0
         self._steps = 0
-        self._next_look = 0
-        self._next_trial = 0
+        self._trial = 0  # steps to go in which all guesses are read
         self._patience = TRIALS
+        self._next_trial = TRIALS
         self._turn = 0
+        self._best, self._until = 0, 0  # how many to ask for, and until which step
 
     # to choose
 
-    def ask(self, n_texts: int) -> tuple[int, bool]:
-        """How many guesses to ask for now, and whether to read them, or only to see if they will be right."""
+    def ask(self, n_texts: int) -> int:
+        """How many guesses to ask for now."""
         self._steps += 1
-        steps, held_for, n = self._held
-        if steps and held_for == n_texts:
-            self._held = steps - 1, n_texts, n
-            return n, True
-        self._trying = False
         if n_texts not in self.widths:
-            return 0, False
-        plain = self._value(0, n_texts)
-        best = max(range(1, self.most + 1), key=lambda n: self._value(n, n_texts))
-        value = self._value(best, n_texts)
-        if value >= GAIN * plain and self.all.n_judged:
-            known = self._drafts and self.widths.reaches(n_texts, n_texts * (1 + best))
-            if not known:
-                return self._try(max(best, self.most // 2), n_texts, BURST)
-            self._patience = TRIALS
-            if self._steps < self._next_trial:
-                return self._hold(best, n_texts, HOLD)
+            return 0
+        if self._trial:
+            return self._best
+        if self._steps >= self._until:
+            self._best = max(range(1, self.most + 1), key=lambda n: self._value(n, n_texts))
+            self._until = self._steps + HOLD
+        if self._gain > 0 and self._steps >= self._next_trial:
             self._next_trial = self._steps + OTHERS
             self._turn += 1
-            return self._try((0, min(self.most, best + 1), 0, best - 1)[self._turn % 4], n_texts, 1)
-        if value > 0.5 * plain and self.all.n_judged >= ENOUGH and self._steps >= self._next_trial:
-            self._patience *= 2
+            if self._turn % 2:
+                return 0
+            self._trial = 1
+            return min(self.most, self._best + 1) if self._turn % 4 else max(1, self._best - 1)
+        if self._gain <= 0 and self._asked >= ENOUGH and self._steps >= self._next_trial:
             self._next_trial = self._steps + self._patience
+            self._patience *= 2
             self._turn += 1
-            return self._try((best, self.most)[self._turn % 2], n_texts, BURST)
-        return (min(4, self.most) if self._steps >= self._next_look else 0), False
-
-    def _hold(self, n: int, n_texts: int, steps: int) -> tuple[int, bool]:
-        self._held = steps - 1, n_texts, n
-        return n, True
-
-    def _try(self, n: int, n_texts: int, steps: int) -> tuple[int, bool]:
-        self._trying = True
-        return self._hold(n, n_texts, steps)
+            if self._value(self._best, n_texts) > HOPE * self._value(0, n_texts):
+                self._best, self._trial = (self._best, self.most)[self._turn % 2], BURST
+                self._until = self._steps + HOLD
+                return self._best
+        return self._best if self._gain > 0 else min(self._best, LOOK)
 
     def cut(self, rates: Sequence[Rates], lengths: Sequence[int], n_texts: int) -> list[int]:
         """How many of each text's guesses to read.
@@ -200,22 +194,34 @@ class Cost:
         n_texts : int
             All texts of the step.
         """
-        if self._trying:
+        most = max(lengths, default=0)
+        if self._trial or most == 0:
+            self._trial -= most > 0
             return list(lengths)
+        if self.all.n_judged == 0:
+            return [0] * len(lengths)
+        found = (self._cut_alike if self.uniform else self._cut_each)(rates, lengths, n_texts)
+        if any(found) and not self.widths.reaches(n_texts, n_texts + sum(found)):
+            self._trial = BURST - 1  # a width that nobody has measured: the first time is slower
+        return found
+
+    def _cut_alike(self, rates: Sequence[Rates], lengths: Sequence[int], n_texts: int) -> list[int]:
+        tokens, seconds, rows = float(n_texts), self.widths.seconds, n_texts
+        best, kept = GAIN * tokens / seconds(n_texts), 0
+        chances = [1.0] * len(lengths)
+        for n in range(1, max(lengths) + 1):
+            for i, length in enumerate(lengths):
+                if n <= length:
+                    chances[i] *= rates[i][n - 1]
+                    tokens += chances[i]
+                    rows += 1
+            if (value := tokens / seconds(rows)) > best:
+                best, kept = value, n
+        return [min(kept, length) for length in lengths]
+
+    def _cut_each(self, rates: Sequence[Rates], lengths: Sequence[int], n_texts: int) -> list[int]:
         tokens, seconds = float(n_texts), self.widths.seconds
-        best, kept = tokens / seconds(n_texts), 0
-        if self.uniform:
-            chances = [1.0] * len(lengths)
-            rows = n_texts
-            for n in range(1, max(lengths, default=0) + 1):
-                for i, length in enumerate(lengths):
-                    if n <= length:
-                        chances[i] *= rates[i][n - 1]
-                        tokens += chances[i]
-                        rows += 1
-                if (value := tokens / seconds(rows)) > best:
-                    best, kept = value, n
-            return [min(kept, length) for length in lengths]
+        best, kept = GAIN * tokens / seconds(n_texts), 0
         following: list[tuple[float, int]] = []
         for i, length in enumerate(lengths):
             chance = 1.0
@@ -234,46 +240,58 @@ class Cost:
 
     # to learn
 
-    def note_draft(self, n: int, seconds: float, lag: int) -> None:
-        """What asking for `n` guesses has taken."""
-        if lag <= CAUGHT_UP:
-            was = self._drafts.get(n, seconds)
-            self._drafts[n] = was + 0.2 * (min(seconds, 3 * was) - was)
-
-    def note_step(self, rows: int, seconds: float) -> None:
-        """What a step has taken that has read `rows` rows."""
-        self.widths.note(rows, seconds)
-
     def note_pause(self, rows: int, seconds: float) -> None:
         """What a step of the pause has taken."""
         self.pause -= 1
         if self.pause % 8 == 0:  # now and then is enough
             self.widths.note(rows, seconds)
 
-    def note_look(self, n_texts: int, n: int, seconds: float, lag: int) -> None:
-        """What it has taken to ask, and to make `n` guesses that are not read: it sets the pause before the next time.
+    def note(
+        self, n_texts: int, n: int, lag: int, seconds_guessing: float, rows: int, tokens: int, seconds_reading: float
+    ) -> None:
+        """What a step has taken and given that was asked about; it sets the pause before the next.
 
         Parameters
         ----------
-        n_texts, n, seconds
+        n_texts : int
+        n : int
+            Guesses that were asked for.
         lag : int
             Tokens of a text that the drafter had to hear before.
+        seconds_guessing : float
+            Of all that is not the step itself.
+        rows, tokens : int
+            That were read, and that were given, in all texts.
+        seconds_reading : float
         """
-        if lag > CAUGHT_UP:
-            once = self._draft(n)
-            self._each = max(0.0, seconds - once) / lag
-            seconds = min(seconds, once)
-        if self.all.n_judged < ENOUGH:
-            self._next_look = self._steps + FEWEST
-        elif n:
-            left = SHARE * self.widths.seconds(n_texts) - self._each
-            pause = int(min(MOST_PAUSE, seconds / left)) if left > 0 else MOST_PAUSE
-            self._next_look = self._steps + max(FEWEST, pause)
-        nearest = self._next_look
+        new = self.widths.note(rows, seconds_reading)
+        if n == 0:
+            return
+        if lag <= CAUGHT_UP:
+            was = self._drafts.get(n, seconds_guessing)
+            self._drafts[n] = was + 0.2 * (min(seconds_guessing, 3 * was) - was)
+        elif self._asked:
+            self._each = max(0.0, seconds_guessing - self._draft(n)) / lag
+            seconds_guessing = min(seconds_guessing, self._draft(n))
+        else:  # a text has to be read from its beginning in any case
+            seconds_guessing = self._draft(n)
+        self._asked += 1
+        plain = self.widths.seconds(n_texts)
+        saved = -seconds_guessing
+        if rows > n_texts and not new:
+            saved += plain * tokens / n_texts - seconds_reading
+        self._gain += SLOW * (max(saved, -4 * plain) - self._gain)
+        if self._gain > 0 or self._trial:
+            self._patience = TRIALS
+            return
+        nearest = FEWEST
+        if self._asked >= ENOUGH:
+            left = SHARE * plain - self._each
+            nearest = max(1, int(min(MOST_PAUSE, seconds_guessing / left))) if left > 0 else MOST_PAUSE
         if self._next_trial > self._steps:
-            nearest = min(nearest, self._next_trial)
-        self.pause = max(FEWEST, nearest - self._steps)
-        self._steps += self.pause
+            nearest = min(nearest, self._next_trial - self._steps)
+        self.pause = nearest
+        self._steps += nearest
 
     def _draft(self, n: int) -> float:
         """Seconds of asking for `n` guesses, as far as is known."""

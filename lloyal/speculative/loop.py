@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import islice, takewhile
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -15,6 +16,7 @@ from lloyal.errors import CacheFull, InvalidArgument, NoLease
 from lloyal.native import step as native
 from lloyal.prompt import check_count, check_max_tokens
 from lloyal.speculative.cost import Cost, Rates, Widths
+from lloyal.speculative.protocol import check_drafter, propose
 
 if TYPE_CHECKING:
     from lloyal.llama.common import ChatPrompt
@@ -101,9 +103,7 @@ class Speculator:
     def __init__(self, ctx: Context, drafter: Drafter, *, n: int | None = None, most: int = 8) -> None:
         if not isinstance(ctx, Context):
             raise TypeError(f"{ctx!r} is no Context")
-        for method in ("check", "start", "feed", "propose"):
-            if not callable(getattr(drafter, method, None)):
-                raise TypeError(f"{drafter!r} is no Drafter: it has no method {method}()")
+        check_drafter(drafter)
         most = check_count("most", most, 1, MOST)
         self.n = None if n is None else check_count("n", n, 0, MOST)
         drafter.check(ctx.vocab)
@@ -154,24 +154,24 @@ class Speculator:
 
     def _step(self, branches: list[Branch]) -> list[list[int]]:
         begin = time.perf_counter()
-        n, reads = (self.n, True) if self.n is not None else self._cost.ask(len(branches))
+        n = self._cost.ask(len(branches)) if self.n is None else self.n
         guesses: list[Sequence[int]] = [()] * len(branches)
-        if not (n and reads):
-            lag = self._look(branches, n)
+        lag = 0
+        if n == 0:
             guessed = time.perf_counter()
             read = [[token] for token in native.step(self.ctx, branches)]
         else:
             draws = native.draw(self.ctx, branches)
-            positions = [branch.position for branch in branches]
             able = [i for i, ends in enumerate(draws.ends) if not (ends or branches[i]._steers)]
-            found, _ = self._guesses([branches[i] for i in able], [draws.tokens[i] for i in able], n)
+            heard, lag = self._hear(branches, able, draws.tokens)
+            found = self._guess(draws, able, heard, n)
             lengths = [len(guess) for guess in found]
             if self.n is None:
-                lengths = self._cost.cut([self._texts[branches[i]].rates for i in able], lengths, len(branches))
-            for i, guess, length in zip(able, found, lengths, strict=True):
+                lengths = self._cost.cut([text.rates for text in heard], lengths, len(branches))
+            for i, text, guess, length in zip(able, heard, found, lengths, strict=True):
                 guesses[i] = guess[:length]
                 if not length:
-                    self._texts[branches[i]].wait(positions[i] + 1, guess)
+                    text.wait(branches[i].position + 1, guess)
             guessed = time.perf_counter()
             read = draws.verify(guesses)
         end = time.perf_counter()
@@ -179,48 +179,43 @@ class Speculator:
         stats.steps += 1
         stats.seconds_guessing += guessed - begin
         stats.seconds_reading += end - guessed
-        rows = len(branches)
-        for branch, chosen, tokens in zip(branches, guesses, read, strict=True):
-            rows += len(chosen)
-            stats.tokens += len(tokens)
-            stats.guessed += len(chosen)
+        rows = n_tokens = 0
+        for branch, guess, tokens in zip(branches, guesses, read, strict=True):
+            rows += 1 + len(guess)
+            n_tokens += len(tokens)
+            stats.guessed += len(guess)
             stats.kept += len(tokens) - 1
-            if chosen:
-                self._texts[branch].rates.judge(len(chosen), len(tokens) - 1)
-        self._cost.note_step(rows, end - guessed)
-        if not (n and reads):
-            self._cost.note_look(len(branches), n, guessed - begin, lag)
+            if guess:
+                self._texts[branch].rates.judge(len(guess), len(tokens) - 1)
+        stats.tokens += n_tokens
+        if self.n is None:
+            self._cost.note(len(branches), n, lag, guessed - begin, rows, n_tokens, end - guessed)
         return read
 
-    def _look(self, branches: list[Branch], n: int) -> int:
-        """Have guesses made that are not read; how many tokens were new to the drafter."""
-        able = [branch for branch in branches if not (branch.ended or branch._steers)]
-        if n == 0:
-            return 0
-        found, lag = self._guesses(able, [], n)
-        for branch, guess in zip(able, found, strict=True):
-            self._texts[branch].wait(branch.position, guess)
-        return lag
+    def _hear(self, branches: list[Branch], able: list[int], drawn: Sequence[int]) -> tuple[list[Heard], int]:
+        """What the drafter keeps of those that can read guesses; and how many tokens were new to it."""
+        heard, lag = [], 0
+        for i in able:
+            text, n_new = self._text(branches[i], drawn[i])
+            heard.append(text)
+            lag = max(lag, n_new)
+        return heard, lag
 
-    def _guesses(self, branches: list[Branch], drawn: Sequence[int], n: int) -> tuple[list[list[int]], int]:
-        """What the drafter guesses behind the tokens that were drawn, or were read; how many were new to it."""
-        if not branches:
-            return [], 0
-        begin = time.perf_counter()
-        heard = [self._text(branch, drawn[i] if drawn else None) for i, branch in enumerate(branches)]
+    def _guess(self, draws: native.Draws, able: list[int], heard: list[Heard], n: int) -> list[list[int]]:
+        """What the drafter guesses behind the tokens that were drawn."""
+        if not able:
+            return []
+        forcings = [partial(draws.forced, i) for i in able]
         try:
-            proposed = list(islice(self.drafter.propose([text for text, _ in heard], n), len(branches) + 1))
+            proposed = list(islice(propose(self.drafter, [text.text for text in heard], n, forcings), len(able) + 1))
         except (CacheFull, NoLease):  # it has no room; ours is no matter
-            proposed = [()] * len(branches)
-        if len(proposed) != len(branches):
-            raise InvalidArgument(f"{self.drafter!r} proposed for {len(proposed)} texts, there are {len(branches)}")
+            return [[] for _ in able]
+        if len(proposed) != len(able):
+            raise InvalidArgument(f"{self.drafter!r} proposed for {len(proposed)} texts, there are {len(able)}")
         is_eog = self.ctx.vocab.is_eog
-        found = [list(takewhile(lambda token: not is_eog(token), islice(guess, n))) for guess in proposed]
-        lag = max(n_new for _, n_new in heard)
-        self._cost.note_draft(n, time.perf_counter() - begin, lag)
-        return found, lag
+        return [list(takewhile(lambda token: not is_eog(token), islice(guess, n))) for guess in proposed]
 
-    def _text(self, branch: Branch, drawn: int | None) -> tuple[Any, int]:
+    def _text(self, branch: Branch, drawn: int) -> tuple[Heard, int]:
         """What the drafter keeps of a branch, having heard all its tokens and what it has drawn; how many were new."""
         position = branch.position
         heard = self._texts.pop(branch, None)  # gone, should the drafter fail
@@ -228,7 +223,7 @@ class Speculator:
             heard.see(branch)
         if heard is not None and heard.n == position + 1 and heard.last == drawn:
             self._texts[branch] = heard  # the step before failed: it has drawn the same again
-            return heard.text, 0
+            return heard, 0
         new: list[int] = []
         if heard is not None and 0 < heard.n <= position:
             new = branch._token_ids_native(heard.n - 1)
@@ -236,11 +231,11 @@ class Speculator:
             rates = Rates(self._cost.most, self._cost.all) if heard is None else heard.rates
             heard = Heard(self.drafter.start(), rates)
             new = [-1, *branch._token_ids_native()]
-        new += () if drawn is None else (drawn,)
-        heard.n, heard.last = position + (drawn is not None), new[-1]
+        new.append(drawn)
+        heard.n, heard.last = position + 1, drawn
         self.drafter.feed(heard.text, new[1:])
         self._texts[branch] = heard
-        return heard.text, len(new) - 1
+        return heard, len(new) - 1
 
     def generate(
         self,

@@ -17,7 +17,7 @@ MACHINES = {
     "GPU": {1: 1, 2: 1.05, 3: 1.07, 5: 1.1, 9: 1.15, 17: 1.3},
 }
 N = 2000
-LOOK = 0.15  # seconds of Python
+LOOK = 0.02  # seconds of Python
 
 
 class Machine:
@@ -42,6 +42,13 @@ class Machine:
         self.made += 1 + kept
         return kept, self.spend(float(np.interp(1 + n, self.rows, self.seconds)))
 
+    def sparse(self, idea: float, n: int) -> float:
+        """Tokens a second if it reads `n` guesses now and then."""
+        while self.made < N:
+            self.read(n if self.rng.random() < idea else 0)
+            self.spend(LOOK)
+        return self.made / self.time
+
     def guess(self, n: int) -> tuple[float, int]:
         lag, self.heard = self.made - self.heard, self.made
         return self.spend(self.price * (n + 0.1 * lag)), lag
@@ -56,31 +63,33 @@ def fixed(name: str, right: float, price: float, n: int, seed: int) -> float:
     return machine.made / machine.time
 
 
-def found(name: str, right: float, price: float, seed: int) -> float:
+def step(machine: Machine, cost: Cost, text: Rates, idea: float = 1.0) -> int:
+    """As a `Speculator` does it; how many guesses were read."""
+    if cost.pause:
+        cost.note_pause(1, machine.read(0)[1])
+        return 0
+    n = cost.ask(1)
+    if n == 0:
+        cost.note(1, 0, 0, machine.spend(LOOK), 1, 1, machine.read(0)[1])
+        return 0
+    seconds, lag = machine.guess(n)
+    seconds += machine.spend(LOOK)
+    length = n if machine.rng.random() < idea else 0
+    kept_of = cost.cut([text], [length], 1)[0]
+    kept, spent = machine.read(kept_of)
+    if kept_of:
+        text.judge(kept_of, kept)
+    elif length:
+        text.judge(length, machine.kept(length))  # the text says it, later
+    cost.note(1, n, lag, seconds, 1 + kept_of, 1 + kept, spent)
+    return kept_of
+
+
+def found(name: str, right: float, price: float, seed: int, idea: float = 1.0) -> float:
     machine, cost = Machine(name, right, price, seed), Cost(8, Widths())
-    text, waiting = Rates(8, cost.all), None
+    text = Rates(8, cost.all)
     while machine.made < N:
-        if cost.pause:
-            cost.note_pause(1, machine.read(0)[1])
-            continue
-        n, reads = cost.ask(1)
-        if n and waiting is not None:
-            text.judge(4, waiting)
-            waiting = None
-        seconds, lag = machine.guess(n) if n else (0.0, 0)
-        if n:
-            cost.note_draft(n, seconds, lag)
-        if n and reads:
-            n = cost.cut([text], [n], 1)[0]
-            kept, spent = machine.read(n)
-            if n:
-                text.judge(n, kept)
-            cost.note_step(1 + n, spent)
-        else:
-            waiting = machine.kept(4) if n else waiting
-            seconds += machine.spend(LOOK)
-            cost.note_step(1, machine.read(0)[1])
-            cost.note_look(1, n, seconds, lag)
+        step(machine, cost, text, idea)
     return machine.made / machine.time
 
 
@@ -94,36 +103,31 @@ def test_never_slower_and_nearly_as_fast_as_the_best(machine: str, right: float,
     assert mine > 0.84 * max(fastest)
 
 
+@pytest.mark.parametrize("machine", MACHINES)
+def test_a_drafter_that_seldom_has_an_idea_but_then_is_right(machine: str) -> None:
+    plain = fmean(fixed(machine, 1.0, 0.0, 0, seed) for seed in range(3))
+    best = fmean(Machine(machine, 1.0, 0.0, seed).sparse(0.1, 8) for seed in range(3))
+    mine = fmean(found(machine, 1.0, 0.0, seed, idea=0.1) for seed in range(5))
+    assert mine > 0.97 * plain
+    assert mine > 0.8 * best
+
+
 def test_it_goes_on_guessing_when_the_text_has_become_easy() -> None:
     machine, cost = Machine("F16", 0.0, 0.0, 1), Cost(8, Widths())
-    text, read, looked = Rates(8, cost.all), 0, 0
-    for step in range(6000):
-        machine.right = 0.0 if step < 2000 else 0.97
-        if cost.pause:
-            cost.note_pause(1, machine.read(0)[1])
-            continue
-        n, reads = cost.ask(1)
-        if n and reads:
-            n = cost.cut([text], [n], 1)[0]
-            kept, spent = machine.read(n)
-            text.judge(n, kept)
-            cost.note_step(1 + n, spent)
-            read += step >= 2000
-        else:
-            if n:
-                text.judge(n, machine.kept(n))
-            looked += step < 2000
-            cost.note_step(1, machine.read(0)[1])
-            cost.note_look(1, n, LOOK, 0)
-    assert looked < 200
-    assert read > 2000
+    text = Rates(8, cost.all)
+    read = [0, 0]
+    for i in range(6000):
+        machine.right = 0.0 if i < 2000 else 0.97
+        read[i >= 2000] += step(machine, cost, text) > 0
+    assert read[0] < 30
+    assert read[1] > 2000
 
 
 def test_texts_that_are_easy_are_read_further() -> None:
     cost = Cost(8, Widths())
     for rows, seconds in ((2, 1.0), (3, 1.2), (6, 1.8), (18, 5.0)):
         for _ in range(8):
-            cost.note_step(rows, seconds)
+            cost.widths.note(rows, seconds)
     easy, hard = Rates(8, cost.all), Rates(8, cost.all)
     for _ in range(50):
         easy.judge(8, 8)

@@ -400,6 +400,10 @@ Status branches_draw(ContextBox & box, const std::vector<BranchHandle> & branche
     });
 }
 
+Status draw_forced(ContextBox &, Draw & draw, const std::vector<uint32_t> & after, size_t most, Forced & out) noexcept {
+    return draw.ends ? Status() : sampler_forced(*draw.sampler, after, most, out);
+}
+
 Status branches_verify(ContextBox & box, std::vector<Draw> & draws,
                        const std::vector<std::vector<llama_token>> & guesses,
                        std::vector<std::vector<llama_token>> & out) noexcept {

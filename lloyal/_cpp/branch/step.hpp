@@ -3,6 +3,7 @@
 #pragma once
 
 #include "branch/branch.hpp"
+#include "sample/sampler_grammar.hpp"
 
 namespace lloyal {
 
@@ -35,6 +36,9 @@ struct Draw {
     Pos position = 0;
 };
 Status branches_draw(ContextBox & box, const std::vector<BranchHandle> & branches, std::vector<Draw> & out) noexcept;
+// What the grammar of a draw leaves no choice about, behind the drawn token and `after`.
+Status draw_forced(ContextBox & box, Draw & draw, const std::vector<uint32_t> & after, size_t most,
+                   Forced & out) noexcept;
 // Reads what was drawn and the guesses behind it, in one go, and keeps those that the branch itself would pick, up to the first
 // that it would not: the tokens are those of as many steps. `out` gets what each has read, or the token that ends it.
 Status branches_verify(ContextBox & box, std::vector<Draw> & draws,

@@ -393,6 +393,17 @@ Status sampler_rule_out(SamplerBox & box, std::vector<float> & row) noexcept {
     });
 }
 
+Status sampler_forced(SamplerBox & box, const std::vector<uint32_t> & after, size_t most, Forced & out) noexcept {
+    out = {};
+    if (box.grammars.size() != 1) {
+        return {};
+    }
+    return budgeted(grammar_budget(after.size() + most), Code::invalid_grammar, [&]() -> Status {
+        grammar_forced(box.grammars[0], after, most, out);
+        return {};
+    });
+}
+
 Status sampler_apply(SamplerBox & box, llama_token_data_array & array) noexcept {
     return guarded(Code::invalid_argument, [&]() -> Status {
         settle(box);

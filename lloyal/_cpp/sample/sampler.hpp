@@ -16,6 +16,8 @@
 
 namespace lloyal {
 
+struct Forced; // sampler_grammar.hpp
+
 struct SamplerBox {
     llama_sampler * ptr = nullptr;
     std::vector<ModelHandle> models; // grammar and infill samplers read the vocabulary
@@ -108,6 +110,9 @@ Status pick_row(SamplerBox & box, const float * row, int32_t n_vocab, const std:
 // What its grammars do not allow becomes -inf.
 Status sampler_rule_out(SamplerBox & box, llama_token_data_array & array) noexcept;
 Status sampler_rule_out(SamplerBox & box, std::vector<float> & row) noexcept;
+
+// What its grammar leaves no choice about, behind `after` (sampler_grammar.hpp); nothing with several grammars.
+Status sampler_forced(SamplerBox & box, const std::vector<uint32_t> & after, size_t most, Forced & out) noexcept;
 
 // Let the sampler work on candidates; they must be at least one, with finite logits or -inf.
 Status sampler_apply(SamplerBox & box, llama_token_data_array & array) noexcept;

@@ -39,6 +39,51 @@ void start_at(llama_grammar & grammar, size_t start) {
     grammar.trigger_buffer_positions.clear();
 }
 
+// The code points that may stand here; none if they are many.
+std::vector<uint32_t> choices_of(const llama_grammar_stacks & stacks, bool & may_end) {
+    std::vector<uint32_t> out;
+    may_end = false;
+    for (const llama_grammar_stack & stack : stacks) {
+        if (stack.empty()) {
+            may_end = true;
+            continue;
+        }
+        const llama_grammar_element * at = stack.back();
+        if (at->type != LLAMA_GRETYPE_CHAR) {
+            return {};
+        }
+        do { // characters and ranges of them
+            const uint32_t low = at->value;
+            const uint32_t high = at[1].type == LLAMA_GRETYPE_CHAR_RNG_UPPER ? (++at)->value : low;
+            const bool text = high < 0xD800 || (low >= 0xE000 && high <= 0x10FFFF);
+            if (!text || high - low >= MOST_CHOICES) { // backwards too
+                return {};
+            }
+            for (uint32_t value = low; value <= high; ++value) {
+                if (std::find(out.begin(), out.end(), value) == out.end()) {
+                    out.push_back(value);
+                }
+            }
+        } while ((++at)->type == LLAMA_GRETYPE_CHAR_ALT && out.size() <= MOST_CHOICES);
+        if (out.size() > MOST_CHOICES) {
+            return {};
+        }
+    }
+    return out;
+}
+
+// Goes back to where a grammar stands.
+class StacksBack {
+  public:
+    explicit StacksBack(llama_grammar & grammar) : grammar_(grammar), kept_(grammar.stacks) {}
+    ~StacksBack() { grammar_.stacks = std::move(kept_); }
+    StacksBack(const StacksBack &) = delete;
+
+  private:
+    llama_grammar & grammar_;
+    llama_grammar_stacks kept_;
+};
+
 bool is_one_of(const std::vector<llama_token> & tokens, llama_token token) {
     return std::find(tokens.begin(), tokens.end(), token) != tokens.end();
 }
@@ -121,6 +166,26 @@ void grammar_reset(llama_sampler * sampler) {
     grammar->trigger_patterns.clear();
     llama_sampler_reset(sampler);
     of(sampler).grammar->trigger_patterns = std::move(patterns);
+}
+
+void grammar_forced(llama_sampler * sampler, const std::vector<uint32_t> & after, size_t most, Forced & out) {
+    out = {};
+    llama_grammar * grammar = of(sampler).grammar;
+    if (!grammar || grammar->awaiting_trigger || grammar->partial_utf8.n_remain != 0) {
+        return;
+    }
+    const StacksBack back(*grammar);
+    for (const uint32_t character : after) {
+        llama_grammar_accept(grammar, character);
+    }
+    while (!grammar->stacks.empty()) {
+        out.choices = choices_of(grammar->stacks, out.may_end);
+        if (out.choices.size() != 1 || out.may_end || out.text.size() == most) {
+            return;
+        }
+        out.text.push_back(out.choices[0]);
+        llama_grammar_accept(grammar, out.choices[0]);
+    }
 }
 
 GrammarsAside::GrammarsAside(const std::vector<llama_sampler *> & grammars) {

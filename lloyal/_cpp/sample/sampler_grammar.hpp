@@ -27,6 +27,16 @@ void grammar_accept(llama_sampler * sampler, std::vector<PatternSearch> & search
 
 void grammar_reset(llama_sampler * sampler);
 
+// What a grammar leaves no choice about, behind `after`, in code points.
+struct Forced {
+    std::vector<uint32_t> text;
+    std::vector<uint32_t> choices; // what may stand behind that, if they are few; the end of the text is not among them
+    bool may_end = false;
+};
+constexpr size_t MOST_CHOICES = 8;
+// Nothing where the grammar waits, or forbids `after`. At most `most` code points. The grammar stays where it is.
+void grammar_forced(llama_sampler * sampler, const std::vector<uint32_t> & after, size_t most, Forced & out);
+
 // What has accepted a token already does not get it again through its chain.
 class GrammarsAside {
   public:
