@@ -39,6 +39,7 @@ from lloyal.branch import Branch, BranchCheckpoint
 from lloyal.errors import Aborted, CacheFull, DecodeFailed, InvalidBatch, LloyalError, NoLease, OutOfDeviceMemory
 from lloyal.native import step as native_step
 from lloyal.native.checkpoint import abort_arm, fault_arm
+from lloyal.speculative import Chain, Forced, NGram, Speculator, Suffix
 from tests.fuzz.branches_twin import Twin, with_draws
 from tests.fuzz.state_config import MODELS, Config, loaded
 from tests.fuzz.state_oracle import Oracle
@@ -67,6 +68,9 @@ class History:
         self.kept: list[tuple[BranchCheckpoint, Twin, np.ndarray | None]] = []
         self.oracle = Oracle(self.config, self.model, [])
         self.oracle.calibrate()
+        self.draft_rng = random.Random(f"{seed} {number} drafts")
+        few = Suffix(least=0.1, tokens=self.draft_rng.choice((60, 5000)))
+        self.speculator = Speculator(self.ctx, self.draft_rng.choice((few, Chain(few, NGram(2, 1), Forced()))))
         self.raw = 0  # sequences that raw calls hold
         self.log: list[str] = []
         self.counts: Counter[str] = Counter()
@@ -244,7 +248,7 @@ class History:
                 self.changed_rows.discard(branch)
 
     def op_speculate(self) -> None:
-        """Guesses, right up to some point, as a fork has found them by steps."""
+        """Guesses, right up to some point, as a fork has found them by steps; or those of a drafter."""
         able = [b for b, t in self.twins.items() if not t.ended and t.passed is None and self.row(b) is not None]
         chosen = [b for b in self.some(able) if b not in self.pending_seed and b not in self.changed_rows][:3]
         ways: dict[Branch, tuple[list[int], list[np.ndarray]]] = {}
@@ -272,9 +276,13 @@ class History:
         if not ways:
             return
         names = [branch.name for branch in ways]
+        drafted = self.draft_rng.random() < 0.3
 
         def run() -> list[list[int]]:
             made: list[list[int]] = []
+            if drafted:  # not further than what is known to be right
+                self.speculator.n = min(len(tokens) for tokens, _ in ways.values()) - 1
+                return self.speculator.step(list(ways))
 
             def some(group: list[Branch]) -> None:
                 begin = len(made)
@@ -283,10 +291,11 @@ class History:
             self.store._in_groups(list(ways), some)
             return made
 
-        got = self.attempt(f"speculate({names}, {guesses})", run)
+        got = self.attempt(f"speculate({names}, {'drafted' if drafted else guesses})", run)
         for (branch, (tokens, rows)), guess, read in zip(ways.items(), guesses, got or (), strict=False):
             twin = self.twins[branch]
             right = 1 + next((i for i, (a, b) in enumerate(zip(tokens[1:], guess, strict=True)) if a != b), len(guess))
+            right = max(1, len(read)) if drafted else right
             if branch.ended:
                 if read != tokens[:1]:
                     raise Wrong(f"{branch} ended with {read}, its fork with {tokens}")
