@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from array import array
 from collections.abc import Iterable
+from typing import Self
 
 __all__ = ["Automaton"]
 
@@ -25,7 +27,7 @@ class Automaton:
         self.link = array("i", [-1])  # to the longest end of it that has occurred elsewhere too
         # The most frequent token that followed, of those the latest (-1: none has), and how often; then how often any.
         self.token, self.to = array("i", [-1]), array("i", [-1])
-        self.times, self.total = array("i", [0]), array("i", [0])
+        self.times, self.total = array("q", [0]), array("q", [0])
         # All of them where there are several, as [to, times]; that of `token` may be out of date.
         self.more: dict[int, dict[int, list[int]]] = {}
 
@@ -87,6 +89,64 @@ class Automaton:
             n = self.length[state]
         return state, n
 
+    def to_bytes(self) -> bytes:
+        """All of it, for `from_bytes`."""
+        for state, several in self.more.items():
+            self._keep_best(several, state)
+        edges = [(at, token, to, n) for at, several in self.more.items() for token, (to, n) in several.items()]
+        columns = [array("q", column) for column in (zip(*edges, strict=True) if edges else ((),) * 4)]
+        parts = [array("q", [self.n_tokens, len(self), len(edges)]), *self._columns(), *columns]
+        return b"".join(_little(part).tobytes() for part in parts)
+
+    @classmethod
+    def from_bytes(cls, data: bytes | memoryview) -> Self:
+        """What `to_bytes` gave; `ValueError` for what it cannot have given."""
+        self, rest = cls(), memoryview(data)
+
+        def take(kind: str, n: int) -> array[int]:
+            nonlocal rest
+            column = array(kind)
+            size = n * column.itemsize
+            if n < 0 or len(rest) < size:
+                raise ValueError("it is cut short")
+            column.frombytes(rest[:size])
+            rest = rest[size:]
+            return _little(column)
+
+        self.n_tokens, n, n_edges = take("q", 3)
+        for name, column in zip(self.COLUMNS, self._columns(), strict=True):
+            setattr(self, name, take(column.typecode, n))
+        for at, token, to, times in zip(*(take("q", n_edges) for _ in range(4)), strict=True):
+            self.more.setdefault(at, {})[token] = [to, times]
+        if len(rest):
+            raise ValueError(f"{len(rest)} bytes are too many")
+        self._check()
+        return self
+
+    COLUMNS = ("length", "link", "token", "to", "times", "total")
+
+    def _columns(self) -> list[array[int]]:
+        return [getattr(self, name) for name in self.COLUMNS]
+
+    def _check(self) -> None:
+        """What reading and guessing rely on: links that go to shorter parts, which have been followed by the same."""
+        n, length, link = len(self), self.length, self.link
+        sound = n > 0 and self.n_tokens >= 0 and n <= 1 + 2 * self.n_tokens and (length[0], link[0]) == (0, -1)
+        sound = sound and all(
+            0 <= at < n and len(edges) > 1 and self.token[at] in edges for at, edges in self.more.items()
+        )
+        for at in range(n if sound else 0):
+            edges = self.more.get(at) or {self.token[at]: [self.to[at], self.times[at]]}
+            some = self.token[at] >= 0
+            sound = sound and (at == 0 or (0 <= link[at] < n and length[link[at]] < length[at]))
+            sound = sound and (edges[self.token[at]] == [self.to[at], self.times[at]])
+            sound = sound and (self.total[at] == sum(times for _, times in edges.values()) < 2**62)
+            for token, (to, times) in edges.items() if some else ():
+                sound = sound and 0 <= token < 2**31 and 0 < to < n and length[to] > length[at] and times > 0
+                sound = sound and (at == 0 or self.find(link[at], token) >= 0)
+        if not sound:
+            raise ValueError("it contradicts itself")
+
     def _add(self, length: int, link: int) -> int:
         self.length.append(length)
         self.link.append(link)
@@ -143,3 +203,11 @@ class Automaton:
                 self.more[at][token][0] = part
             at = link[at]
         return part
+
+
+def _little(column: array[int]) -> array[int]:
+    """The column with the bytes of each number in the other order where this machine has another one than files."""
+    if sys.byteorder == "big":
+        column = column[:]
+        column.byteswap()
+    return column

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from lloyal.errors import InvalidArgument
 from lloyal.prompt import check_count
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from lloyal.llama import Vocab
 
 __all__ = ["Suffix"]
+
+MAGIC = b"lloyal-suffix 1\n"
 
 
 class Suffix:
@@ -57,6 +59,27 @@ class Suffix:
 
     def check(self, vocab: Vocab) -> None:
         """It knows tokens by their numbers: any vocabulary will do."""
+
+    def to_bytes(self) -> bytes:
+        """What it remembers, to be kept in a file."""
+        with self._lock:
+            young, old = self._young.to_bytes(), self._old.to_bytes()
+        return MAGIC + len(young).to_bytes(8, "little") + young + old
+
+    @classmethod
+    def from_bytes(cls, data: bytes, *, shortest: int = 1, least: float = 0.4, tokens: int = 500_000) -> Self:
+        """A drafter that remembers what another one did; `InvalidArgument` for other bytes."""
+        made = cls(shortest, least=least, tokens=tokens)
+        head = len(MAGIC) + 8
+        if not isinstance(data, bytes) or data[: len(MAGIC)] != MAGIC or len(data) < head:
+            raise InvalidArgument("these are no bytes that Suffix.to_bytes has made")
+        middle = head + int.from_bytes(data[len(MAGIC) : head], "little")
+        try:
+            made._young = Automaton.from_bytes(data[head:middle])
+            made._old = Automaton.from_bytes(data[middle:])
+        except ValueError as error:
+            raise InvalidArgument(f"what Suffix.to_bytes has made was damaged: {error}") from None
+        return made
 
     def start(self) -> Suffix.Text:
         """A text without tokens."""

@@ -187,3 +187,52 @@ def test_what_it_is_given_is_checked() -> None:
     for arguments in ({"shortest": 0}, {"least": 1.5}, {"least": "a"}, {"least": float("nan")}, {"tokens": 1}):
         with pytest.raises(InvalidArgument, match=next(iter(arguments))):
             Suffix(**arguments)  # type: ignore[arg-type]
+
+
+def some_drafter(rng: random.Random) -> Suffix:
+    drafter = Suffix(tokens=rng.choice([60, 10_000]))
+    texts = [drafter.start() for _ in range(3)]
+    for _ in range(30):
+        drafter.feed(rng.choice(texts), [rng.randrange(4) for _ in range(rng.randrange(9))])
+    return drafter
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_bytes_keep_what_it_remembers(seed: int) -> None:
+    rng = random.Random(seed)
+    drafter = some_drafter(rng)
+    again = Suffix.from_bytes(drafter.to_bytes(), tokens=drafter.tokens)
+    assert again.to_bytes() == drafter.to_bytes()
+    one, other = drafter.start(), again.start()
+    for _ in range(200):
+        new = [rng.randrange(4) for _ in range(rng.randrange(1, 4))]
+        drafter.feed(one, new)
+        again.feed(other, new)
+        assert drafter.propose([one], 5) == again.propose([other], 5)
+    assert Suffix.from_bytes(Suffix().to_bytes()).to_bytes() == Suffix().to_bytes()
+
+
+def test_damaged_bytes_are_refused_or_harmless() -> None:
+    rng = random.Random(5)
+    data = some_drafter(rng).to_bytes()
+    refused = 0
+    for _ in range(1500):
+        damaged = bytearray(data)
+        for _ in range(rng.choice([1, 1, 8])):
+            damaged[rng.randrange(len(data))] = rng.choice([0, 1, 2, 255, rng.randrange(256)])
+        if rng.random() < 0.1:
+            del damaged[rng.randrange(len(data)) :]
+        try:
+            drafter = Suffix.from_bytes(bytes(damaged), tokens=1000)
+        except InvalidArgument:
+            refused += 1
+            continue
+        texts = [drafter.start() for _ in range(2)]
+        for text in texts:
+            drafter.feed(text, [rng.randrange(4) for _ in range(30)])
+            drafter.feed(text, [rng.randrange(4)])
+            assert all(0 <= token < 2**31 for guess in drafter.propose(texts, 8) for token in guess)
+    assert refused > 700
+    for other in (b"", b"lloyal", data[:24], None, data + b"x"):
+        with pytest.raises(InvalidArgument, match="Suffix"):
+            Suffix.from_bytes(other)  # type: ignore[arg-type]
