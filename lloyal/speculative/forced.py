@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from lloyal.errors import InvalidArgument
+from lloyal.errors import InvalidArgument, InvalidGrammar
 
 if TYPE_CHECKING:
     from lloyal.llama import Vocab
@@ -76,7 +77,12 @@ class Forced:
         return [self._behind(text, n, forcing) for text, forcing in zip(texts, forcings, strict=True)]
 
     def _behind(self, text: Forced.Text, n: int, forcing: Forcing) -> list[int]:
-        most = LONGEST * n
+        with suppress(InvalidGrammar):  # too much to look at
+            return self._spell(text.last, self._run(text, LONGEST * n, forcing))[:n]
+        return []
+
+    def _run(self, text: Forced.Text, most: int, forcing: Forcing) -> str:
+        """The text that is forced, and somewhat more than `most` characters of it at most."""
         run = ""
         while len(run) < most:
             part, choices = forcing(run, most - len(run))
@@ -88,7 +94,7 @@ class Forced:
             if space is None or (space and space[0] not in choices):
                 break
             run += space + solid[0]
-        return self._spell(text.last, run)[:n] if run else []
+        return run
 
     def _spell(self, last: bytes, run: str) -> list[int]:
         """Tokens of a text behind the bytes of the last token."""

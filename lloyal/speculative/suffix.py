@@ -33,7 +33,7 @@ class Suffix:
         How probable all guesses up to the last must be, together and by what has been seen; lower where wrong guesses
         cost little.
     tokens : int
-        How many it remembers, equal beginnings of texts once; then the older half is forgotten. Each takes 25 bytes
+        How many it remembers, equal beginnings of texts once; then the older half is forgotten. Each takes 35 bytes
         where texts repeat, 300 where they never do.
     """
 
@@ -47,7 +47,7 @@ class Suffix:
             self.state = -1  # in the younger half; -1: nothing was heard yet
             self.old, self.n = 0, 0  # in the older one: the longest end that occurs there, and its length
 
-    def __init__(self, shortest: int = 1, *, least: float = 0.4, tokens: int = 500_000) -> None:
+    def __init__(self, shortest: int = 1, *, least: float = 0.4, tokens: int = 200_000) -> None:
         self.shortest = check_count("shortest", shortest, 1, 64)
         if not isinstance(least, (int, float)) or not 0 <= least <= 1:
             raise InvalidArgument(f"least={least!r} must be a number from 0 to 1")
@@ -67,7 +67,7 @@ class Suffix:
         return MAGIC + len(young).to_bytes(8, "little") + young + old
 
     @classmethod
-    def from_bytes(cls, data: bytes, *, shortest: int = 1, least: float = 0.4, tokens: int = 500_000) -> Self:
+    def from_bytes(cls, data: bytes, *, shortest: int = 1, least: float = 0.4, tokens: int = 200_000) -> Self:
         """A drafter that remembers what another one did; `InvalidArgument` for other bytes."""
         made = cls(shortest, least=least, tokens=tokens)
         head = len(MAGIC) + 8

@@ -13,7 +13,7 @@ import pytest
 
 import lloyal
 from lloyal import BranchStore, Context, Sampling
-from lloyal.errors import InvalidArgument
+from lloyal.errors import InvalidArgument, InvalidGrammar
 from lloyal.llama import Sampler
 from lloyal.native import step as native
 from lloyal.speculative import Chain, Drafter, Forced, NGram, Speculator, Suffix, Synthetic
@@ -272,6 +272,11 @@ def test_forced_guesses_are_spelled_as_the_vocabulary_does(nano: lloyal.Model) -
             (guess,) = drafter.propose_forced([text], 8, asked)
             assert ctx.vocab.detokenize(guess) == f'{space}"a":'
         assert drafter.propose([text], 4) == [[]]
+
+        def too_much(after: str, most: int) -> Any:
+            raise InvalidGrammar("the grammar takes too many steps")
+
+        assert drafter.propose_forced([text], 4, [too_much]) == [[]]
 
 
 def test_what_they_are_given_is_checked(nano: lloyal.Model) -> None:
