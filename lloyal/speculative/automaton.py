@@ -9,7 +9,7 @@ from typing import Self
 
 __all__ = ["Automaton"]
 
-DEEPEST = 32  # shorter ends of a text that count what follows them, the longest first; repetitive texts have many
+DEEPEST = 16  # shorter ends of a text that count what follows them, the longest first; repetitive texts have many
 
 
 class Automaton:

@@ -16,7 +16,7 @@ from lloyal import BranchStore, Context, Sampling
 from lloyal.errors import InvalidArgument, InvalidGrammar
 from lloyal.llama import Sampler
 from lloyal.native import step as native
-from lloyal.speculative import Chain, Drafter, Forced, NGram, Speculator, Suffix, Synthetic
+from lloyal.speculative import Chain, Drafter, DraftModel, Forced, NGram, Speculator, Suffix, Synthetic
 from tests.models import tiny
 from tests.speculative.test_speculator import GRAMMAR, PROMPT, SAMPLINGS, check_same, context, plain
 from tests.speculative.trace import session, simulate
@@ -89,6 +89,20 @@ def test_forks_rewinds_and_parks_in_between(name: str, sampling: str) -> None:
                     got = branch.tokens[len(prompt) :]
                     check_same(ctx, prompt, how, None, got, want[: len(got)])  # type: ignore[arg-type]
         assert speculators[2].stats.kept > 0
+
+
+def test_a_chain_with_a_model_in_it(nano: lloyal.Model) -> None:
+    """Asked where nothing repeats; its texts go on whoever guesses."""
+    how = SAMPLINGS["penalties"]
+    with lloyal.Model(lloyal.models.path("nano-draft")) as small, context(nano) as ctx, context(small) as draft:
+        want = plain(ctx, PROMPT, how)
+        chain = Chain(NGram(), DraftModel(draft))
+        speculator = Speculator(ctx, chain, n=4)
+        for _ in range(2):
+            check_same(ctx, PROMPT, how, None, list(speculator.generate(PROMPT, len(want), sampling=how)), want)
+        only = Speculator(ctx, NGram(), n=4)
+        list(only.generate(PROMPT, len(want), sampling=how))
+        assert speculator.stats.tokens_per_step > only.stats.tokens_per_step
 
 
 def tokens_of(vocab: lloyal.Vocab, seeds: list[int]) -> list[list[tuple[bool, list[int]]]]:
