@@ -2,7 +2,7 @@
 
 An attention model and a hybrid one read real Python (this package's own source), keep the state of the sequence on the
 device, and go on from it again and again. Every "identical" is a comparison of tokens; every time is measured here.
-Then a tree of branches grows from one prompt.
+Then a tree of branches grows from one prompt, and a text is written by guesses.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from lloyal import Branch, BranchStore, Checkpoint, Context, Model, StateSeqFlag
 from lloyal.decoding import prefill
 from lloyal.generation import generate
 from lloyal.sampling import Sampling
+from lloyal.speculative import NGram, Speculator
 from lloyal.terminal import human_bytes, human_seconds, printable
 
 __all__ = ["tour"]
@@ -37,6 +38,14 @@ SEED, OTHER_SEED = 1, 2
 TREE_PROMPT = "def read_lines(path):\n"
 N_FORKS, N_KEPT, N_GROWN = 4, 2, 16
 N_SEQUENCES = 4
+GUESSED_PROMPT = """    def get_width(self):
+        return self.width
+
+    def get_height(self):
+        return self.height
+
+    def get_"""
+N_WRITTEN = 48
 PAUSE = 0.04  # between steps that are watched, seconds
 
 
@@ -56,8 +65,8 @@ def tour(console: Console, *, n_tokens: int, n_threads: int, model: str | None =
     Returns
     -------
     dict
-        What was measured for each model, and the tree of branches that the last one grew; ``"identical"`` is true if
-        every continuation that had to be was.
+        What was measured for each model, the tree of branches that the last one grew, and what it wrote by guesses;
+        ``"identical"`` is true if every continuation that had to be was.
     """
     began = time.perf_counter()
     paths = {Path(model).stem: model} if model else {name: models.path(name) for name in MODELS}
@@ -69,11 +78,13 @@ def tour(console: Console, *, n_tokens: int, n_threads: int, model: str | None =
     )
     results = []
     branches: dict[str, Any] = {}
+    guessing: dict[str, Any] = {}
     for name, path in paths.items():
         with Model(path) as loaded:
             results.append(_Guide(console, name, loaded, n_tokens, n_threads).tour())
             if len(results) == len(paths):
                 branches = _grow(console, name, loaded, n_threads)
+                guessing = _guess(console, name, loaded, n_threads)
     console.print(_summary(results))
     compared = [way["identical"] for result in results for way in result["continuations"] if "identical" in way]
     verdict = f"{compared.count(True)} of {len(compared)} repeated continuations are identical, token for token."
@@ -81,6 +92,7 @@ def tour(console: Console, *, n_tokens: int, n_threads: int, model: str | None =
     return {
         "models": results,
         "branches": branches,
+        "speculation": guessing,
         "identical": all(compared),
         "seconds": time.perf_counter() - began,
     }
@@ -300,6 +312,40 @@ def _grow(console: Console, name: str, model: Model, n_threads: int) -> dict[str
             "best": {"name": best.name, "perplexity": best.perplexity, "text": best.text},
             "tree": store.tree().to_dict(),
         }
+
+
+def _guess(console: Console, name: str, model: Model, n_threads: int) -> dict[str, Any]:
+    """A text written twice: token by token, and with guesses by what stood there before."""
+    console.print(Text(f"{name}: several tokens a step, by guesses from the text itself", "bold"))
+    # Near ties are decided by the size of a batch; with these settings there are next to none.
+    exact: dict[str, Any] = {"type_k": "f32", "type_v": "f32", "flash_attn": "off"}
+    with Context(model, n_ctx=512, n_seq_max=1, n_threads=n_threads, **exact) as ctx:
+        sampling = Sampling(temperature=0)
+        with BranchStore(ctx) as store:
+            plain = list(store.create(GUESSED_PROMPT, sampling=sampling).generate(N_WRITTEN))
+        speculator = Speculator(ctx, NGram(3, 1), n=4)
+        tokens: list[int] = []
+        text = Text(GUESSED_PROMPT, "dim")
+        with BranchStore(ctx) as store:
+            branch = store.create(GUESSED_PROMPT, sampling=sampling)
+            while len(tokens) < N_WRITTEN and not branch.ended:
+                for i, token in enumerate(speculator.step([branch])[0]):
+                    if not ctx.vocab.is_eog(token):
+                        tokens.append(token)
+                        text.append(printable(ctx.vocab.detokenize([token])), "bold green" if i else "cyan")
+    stats = speculator.stats
+    console.print(Padding(text, (0, 0, 0, 6)))
+    same = tokens[: len(plain)] == plain
+    verdict = "the text of plain steps" if same else "NOT the text of plain steps"
+    console.print(f"  {stats.tokens} tokens in {stats.steps} steps, {stats.kept} guessed (green): {verdict}.\n")
+    return {
+        "model": name,
+        "text": text.plain[len(GUESSED_PROMPT) :],
+        "n_tokens": stats.tokens,
+        "n_steps": stats.steps,
+        "n_right": stats.kept,
+        "same": same,
+    }
 
 
 class _Line:

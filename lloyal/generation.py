@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Never, cast, overload
@@ -40,6 +41,7 @@ def generate(
     pos0: int | None = None,
     history: Sequence[int] = (),
     progress: Progress | None = None,
+    draft: Drafter | Speculator | None = None,
 ) -> Generation: ...
 @overload
 def generate(
@@ -97,7 +99,7 @@ def generate(
     stop : str or iterable of str
         Strings that end the generation.
     seq_id : int
-        Not with `n`, as `pos0` and `history`. Generations in different sequences of one context may take turns.
+        Not with `n` or `draft`, as `pos0` and `history`. Generations in different sequences may take turns.
     pos0 : int, optional
         As in `prefill`.
     history : sequence of int
@@ -105,8 +107,8 @@ def generate(
     progress : callable, optional
         As in `prefill`, while the prompt is read.
     draft : Drafter or Speculator, optional
-        With `n`, which may be 1: guesses what comes, so that a step gives several tokens. The same ones, sooner where
-        it guesses well; see `lloyal.speculative`.
+        Guesses what comes, so that a step gives several tokens: the same ones, sooner where it guesses well (see
+        `lloyal.speculative`). As with `n`, the prompt is a new text, in a free sequence that is given back at the end.
 
     Returns
     -------
@@ -118,33 +120,37 @@ def generate(
     ------
     InvalidArgument
         The prompt is empty or leaves out the token that an earlier generation has not decoded; `max_tokens` is not
-        positive; a grammar beside a sampler of your own, which should have it.
+        positive; a grammar or a draft beside a sampler of your own.
     InvalidGrammar
         The grammar or the schema cannot be used.
     UnknownParameter
         There is no such keyword; the message says where it belongs.
     NoLease
-        With `n`: no sequence is free.
+        With `n` or `draft`: no sequence is free.
     Unsupported
         The model keeps no memory: an encoder, or a diffusion model.
     """
     for name in unknown:
         raise unknown_parameter("generate", list(inspect.signature(generate).parameters)[:-1], name)
-    if n is not None:
-        if seq_id != 0 or pos0 is not None or history:
-            raise InvalidArgument("n texts take sequences of their own: leave seq_id, pos0 and history out")
-        n = check_count("n", n)
-        return Generations(
-            cast("WithCheckpoints", ctx), [prompt], n=n, max_tokens=[max_tokens] * n,
-            sampling=Sampling() if sampling is None else cast("Sampling", sampling), grammar=grammar,
-            json_schema=json_schema, stops=[stop_strings(stop)] * n, progress=progress, draft=draft,
+    if n is None and draft is None:
+        return Generation(
+            ctx, prompt, max_tokens, Sampling() if sampling is None else sampling, seq_id, progress,
+            grammar=grammar, json_schema=json_schema, stop=stop, pos0=pos0, history=history,
         )  # fmt: skip
-    if draft is not None:
-        raise InvalidArgument("a draft guesses for texts in sequences of their own: give n, 1 for one text")
-    return Generation(
-        ctx, prompt, max_tokens, Sampling() if sampling is None else sampling, seq_id, progress,
-        grammar=grammar, json_schema=json_schema, stop=stop, pos0=pos0, history=history,
+    if seq_id != 0 or pos0 is not None or history:
+        raise InvalidArgument(f"{'n' if n is not None else 'a draft'} takes sequences of its own: leave seq_id, pos0 "
+                              "and history out")  # fmt: skip
+    many = 1 if n is None else check_count("n", n)
+    stops = stop_strings(stop)
+    generations = Generations(
+        cast("WithCheckpoints", ctx), [prompt], n=many, max_tokens=[max_tokens] * many,
+        sampling=Sampling() if sampling is None else cast("Sampling", sampling), grammar=grammar,
+        json_schema=json_schema, stops=[stops] * many, progress=progress, draft=draft,
     )  # fmt: skip
+    if n is not None:
+        return generations
+    chat = as_chat(prompt)
+    return Drafted(ctx, generations, sampling, stops + (() if chat is None else tuple(chat.stops)))
 
 
 class Generation(Iterator[int]):
@@ -276,3 +282,59 @@ class Generation(Iterator[int]):
             self._pos = decode_tokens(
                 self._ctx, self._batch, self.prompt, self._seq_id, self._pos, True, self._progress
             )
+
+
+class Drafted(Generation):
+    """A `Generation` in a sequence of its own, of which a drafter guesses the tokens.
+
+    The sequence is free again when it is over, is closed, or is garbage. `sampler` is how it began: the one that goes
+    on is the text's own.
+
+    Attributes
+    ----------
+    speculator : Speculator
+        Its `stats` say how well the guesses were.
+    """
+
+    def __init__(
+        self,
+        ctx: Context,
+        generations: Generations,
+        sampling: Sampling | SupportsSample | None,
+        stop: tuple[str, ...],
+    ) -> None:
+        self._ctx, self._vocab = ctx, ctx.vocab
+        self._generations = generations
+        self._over = False
+        self.prompt, self.tokens = generations.prompts[0], []
+        self.stop, self.stop_reason, self.version = stop, None, None
+        began = Sampling() if sampling is None else cast("Sampling", sampling)
+        self.sampler = dataclasses.replace(began, seed=generations.seed).picker(ctx.vocab)
+        self.speculator = cast("Speculator", generations.speculator)
+
+    def __next__(self) -> int:
+        if self._over:
+            raise StopIteration
+        self._over = True  # and stays so if anything below raises
+        token = next(self._generations, None)
+        if token is None or not self._generations.n_ready:
+            self.stop_reason = self._generations.stop_reasons[0]
+        if token is None:
+            raise StopIteration
+        self.tokens.append(token[1])
+        self._over = self.stop_reason is not None
+        return token[1]
+
+    def text(self, stop: str | Iterable[str] = ()) -> Iterator[str]:
+        """As `Generation.text`."""
+        yield from super().text(stop)
+        self.close()
+
+    def close(self) -> None:
+        """End it and free its sequence. May be called twice."""
+        self._over = True
+        self._generations.close()
+
+    def __repr__(self) -> str:
+        why = f", over: {self.stop_reason}" if self.stop_reason else ""
+        return f"<Generation with a draft: {len(self.tokens)} tokens{why}>"

@@ -121,6 +121,11 @@ class Generations(Iterator[tuple[int, int]]):
                 raise
         return True
 
+    @property
+    def n_ready(self) -> int:
+        """Tokens that the last step has given and nobody has taken yet."""
+        return len(self._ready)
+
     def _step(self) -> None:
         if self._root is not None:
             self._fork(self._root())

@@ -11,7 +11,17 @@ from rich.table import Table
 from lloyal.errors import InvalidArgument, LloyalError
 from lloyal.terminal import human_bytes, human_seconds
 
-__all__ = ["READING", "check_plot", "checkpoint_table", "lockstep_line", "plot_checkpoints", "plotter"]
+__all__ = [
+    "READING",
+    "check_plot",
+    "checkpoint_table",
+    "lockstep_line",
+    "plot_checkpoints",
+    "plot_widths",
+    "plotter",
+    "speculation_table",
+    "width_table",
+]
 
 READING = "read the prompt again"
 
@@ -80,6 +90,64 @@ def plot_checkpoints(result: dict[str, Any], path: str) -> None:
     axes[0].set_ylabel("seconds")
     axes[1].legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.suptitle(f"{result.get('model', 'model')}, {result['memory'].replace('_', ' ')} memory")
+    _save(figure, path)
+
+
+def width_table(result: dict[str, Any]) -> Table:
+    """The result of `measure_widths` for a terminal: a column for every depth and setting."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", show_edge=False)
+    table.add_column("rows", justify="right", no_wrap=True)
+    columns = [(depth["n_tokens"], setting) for depth in result["depths"] for setting in depth["settings"]]
+    for n_tokens, setting in columns:
+        table.add_column(f"at {n_tokens},\n{setting['name']}", justify="right", no_wrap=True)
+    for i, width in enumerate(columns[0][1]["widths"]):
+        cells = []
+        for _, setting in columns:
+            one = setting["widths"][i]
+            cells.append(human_seconds(one["seconds"]["median"]) if i == 0 else f"{one['steps']['median']:.2f}x")
+        table.add_row(str(width["n_rows"]), *cells)
+    return table
+
+
+def speculation_table(result: dict[str, Any]) -> Table:
+    """The result of `measure_speculation` for a terminal."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", show_edge=False)
+    for name in ("guesses", "tokens/s", "of plain", "", "a step", "right", "same text"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_row("none", f"{1 / result['plain']['median']:.0f}", "1.00x", "", "1.00", "", "", style="dim")
+    for one in result["numbers"]:
+        low, high = one["speed"]["quartiles"]
+        right = f"{one['kept'] / one['guessed']:.0%} of {one['guessed']}" if one["guessed"] else "none read"
+        table.add_row(
+            "as found" if one["n"] is None else str(one["n"]),
+            f"{1 / one['seconds']['median']:.0f}",
+            f"{one['speed']['median']:.2f}x",
+            f"{low:.2f} to {high:.2f}",
+            f"{one['tokens_per_step']:.2f}",
+            right,
+            "yes" if one["same"] == 1 else f"for {one['same']:.0%}",
+        )
+    return table
+
+
+def plot_widths(result: dict[str, Any], path: str) -> None:
+    """Write a picture of the result of `measure_widths`: steps of one row over rows. Raises as `plot_checkpoints`."""
+    figure = plotter()(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for depth in result["depths"]:
+        for setting in depth["settings"]:
+            rows = [width["n_rows"] for width in setting["widths"]]
+            steps = [width["steps"]["median"] for width in setting["widths"]]
+            axes.plot(rows, steps, marker="o", label=f"at {depth['n_tokens']}, {setting['name']}")
+    axes.plot(rows, rows, color="grey", linestyle="--", label="row by row")
+    axes.set(title=result.get("model", "model"), xlabel="rows in a batch", ylabel="steps of one row")
+    axes.set_xticks(rows)
+    axes.grid(visible=True, alpha=0.3)
+    axes.legend(fontsize="small")
+    _save(figure, path)
+
+
+def _save(figure: Any, path: str) -> None:
     try:
         figure.savefig(path)
     except ValueError as error:

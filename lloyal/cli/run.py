@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -18,11 +19,12 @@ from rich.panel import Panel
 from rich.text import Text
 
 from lloyal import Context, Model
-from lloyal.cli.options import AsJson, Threads, find_model
+from lloyal.cli.options import AsJson, Draft, Threads, draft_for, find_model
 from lloyal.cli.output import warn, write, write_json
 from lloyal.errors import InvalidArgument
 from lloyal.generation import generate
 from lloyal.sampling import Sampling
+from lloyal.speculative import Speculator
 from lloyal.terminal import human_seconds, printable, progress_bar
 
 if TYPE_CHECKING:
@@ -54,6 +56,7 @@ def run(
     schema: Annotated[
         str | None, typer.Option("--schema", help="Answer in JSON that fits this JSON schema: a file, or its text.")
     ] = None,
+    draft: Draft = None,
     n_ctx: Annotated[
         int | None, typer.Option("--n-ctx", "-c", min=1, help="Size of the cache in tokens; by default what is needed.")
     ] = None,
@@ -78,15 +81,17 @@ def run(
         raise InvalidArgument(
             f"the prompt has {len(tokens)} tokens, --n-ctx gives {ctx.n_ctx}: raise it, or leave it out"
         )
+    speculator = None if draft is None else Speculator(ctx, draft_for(draft, ctx)[0])
     ready = time.perf_counter()
     if n is not None:
         with generate(
             ctx, tokens if said is None else said, n=n, max_tokens=max_tokens, sampling=sampling,
-            json_schema=json_schema, stop=stop or (),
+            json_schema=json_schema, stop=stop or (), draft=speculator,
         ) as generations:  # fmt: skip
             _follow(generations, quiet=as_json)
         if as_json:
-            write_json(_summary(loaded, ctx, generations, time.perf_counter() - ready, ready - began))
+            summary = _summary(loaded, ctx, generations, time.perf_counter() - ready, ready - began)
+            write_json(summary | _guesses(speculator))
         return
     with progress_bar("Reading") as show:
         generation = generate(
@@ -97,6 +102,7 @@ def run(
             json_schema=json_schema,
             stop=stop or (),
             progress=show,
+            draft=speculator,
         )
         pieces = generation.text()
         parts = [next(pieces, "")]
@@ -120,10 +126,16 @@ def run(
         "first_text_seconds": first - ready,
         "tokens_per_second": (len(generation.tokens) - n_first) / seconds if seconds > 0 else None,
     }
+    result |= _guesses(speculator)
     if as_json:
         write_json(result)
     elif sys.stderr.isatty():
         _print_run(result)
+
+
+def _guesses(speculator: Speculator | None) -> dict[str, Any]:
+    """What the speculator says, if there is one."""
+    return {} if speculator is None else {"speculation": dataclasses.asdict(speculator.stats)}
 
 
 def _read_schema(schema: str) -> Any:
@@ -205,6 +217,8 @@ def _print_run(result: dict[str, Any]) -> None:
         f"{len(result['tokens'])} generated" + (f" at {speed:.0f}/s" if speed else ""),
         {"end": "ended by the model", "length": "ended at --max-tokens", "stop": "ended by --stop"}[reason],
     ]
+    if "speculation" in result:
+        parts.append("{kept} of {guessed} guesses right".format(**result["speculation"]))
     if result["seed"] is not None:
         parts.append(f"seed {result['seed']}")
     Console(stderr=True, highlight=False).print(", ".join(parts), style="dim")

@@ -142,9 +142,11 @@ class Speculator:
         if self.n == 0 or self._cost.pause:
             begin = time.perf_counter()
             plain = store.step(chosen)
+            seconds = time.perf_counter() - begin
             if self.n is None:
-                self._cost.note_pause(len(chosen), time.perf_counter() - begin)
+                self._cost.note_pause(len(chosen), seconds)
             self.stats.steps += 1
+            self.stats.seconds_reading += seconds
             self.stats.tokens += len(plain)
             return [[token] for token in plain]
         store._make_ready(chosen)
@@ -180,13 +182,13 @@ class Speculator:
         stats.seconds_guessing += guessed - begin
         stats.seconds_reading += end - guessed
         rows = n_tokens = 0
-        for branch, guess, tokens in zip(branches, guesses, read, strict=True):
-            rows += 1 + len(guess)
+        for branch, taken, tokens in zip(branches, guesses, read, strict=True):
+            rows += 1 + len(taken)
             n_tokens += len(tokens)
-            stats.guessed += len(guess)
+            stats.guessed += len(taken)
             stats.kept += len(tokens) - 1
-            if guess:
-                self._texts[branch].rates.judge(len(guess), len(tokens) - 1)
+            if taken:
+                self._texts[branch].rates.judge(len(taken), len(tokens) - 1)
         stats.tokens += n_tokens
         if self.n is None:
             self._cost.note(len(branches), n, lag, guessed - begin, rows, n_tokens, end - guessed)

@@ -30,7 +30,7 @@ RINGS = [
     # 5: sessions
     "session scheduler generation_many generation aio conversation scoring embedding",
     # 6: what people start
-    "terminal bench.timing bench.checkpoint bench.report bench demo "
+    "terminal bench.timing bench.checkpoint bench.speculative bench.report bench demo "
     "cli.output cli.options cli.program cli.demo cli.info cli.run cli.score cli.embed cli.rpc_server cli.bench cli "
     "__main__",
 ]

@@ -14,9 +14,21 @@ from lloyal import demo
 
 
 @pytest.fixture(scope="module")
-def grown() -> dict[str, Any]:
+def shown() -> dict[str, Any]:
     path = lloyal.models.path("nano-hybrid")
-    return demo.tour(Console(quiet=True), n_tokens=64, n_threads=1, model=path)["branches"]
+    return demo.tour(Console(quiet=True), n_tokens=64, n_threads=1, model=path)
+
+
+@pytest.fixture(scope="module")
+def grown(shown: dict[str, Any]) -> dict[str, Any]:
+    return shown["branches"]
+
+
+def test_guesses_write_the_text_of_plain_steps(shown):
+    said = shown["speculation"]
+    assert said["same"]
+    assert said["n_steps"] < said["n_tokens"]
+    assert said["n_tokens"] == said["n_steps"] + said["n_right"]
 
 
 def leaves(node: dict[str, Any]) -> list[dict[str, Any]]:
