@@ -21,6 +21,7 @@ from lloyal.scheduler import (
     StopReason,
     Text,
 )
+from lloyal.speculative import Drafter, Speculator, speculator_for
 from lloyal.tokenization import StreamDecoder, stop_strings
 
 if TYPE_CHECKING:
@@ -48,10 +49,13 @@ class Engine:
     ----------
     ctx : Context
         Kept alive by the engine.
+    draft : Drafter or Speculator, optional
+        Guesses what comes, so that a step gives several tokens: the same ones, sooner where it guesses well.
     """
 
-    def __init__(self, ctx: Context) -> None:
+    def __init__(self, ctx: Context, draft: Drafter | Speculator | None = None) -> None:
         self._ctx = ctx
+        self._speculator = speculator_for(ctx, draft)
         # Who is to begin (True) or to be forgotten; None wakes the thread. Destructors may put into such a queue.
         self._inbox: SimpleQueue[tuple[_Client, bool] | None] = SimpleQueue()
         self._closing = False
@@ -121,7 +125,7 @@ class Engine:
     def _run(self) -> None:
         scheduler: Scheduler | None = None
         try:
-            scheduler = Scheduler(self._ctx)
+            scheduler = Scheduler(self._ctx, self._speculator)
             while not self._closing:
                 self._take_mail(scheduler)
                 if scheduler.idle or self._closing:
@@ -166,12 +170,12 @@ class Engine:
                 scheduler.add(client)
 
     def _send(self, texts: list[Text], tokens: list[int], over: list[Text]) -> None:
-        letters = []
-        told = set()
+        given: dict[Text, list[int]] = {}
         for text, token in zip(texts, tokens, strict=True):
-            letters.append(_letter(cast("_Client", text), [token]))
-            told.add(text)
-        letters += [_letter(cast("_Client", text), []) for text in over if text not in told]
+            given.setdefault(text, []).append(token)
+        for text in over:
+            given.setdefault(text, [])
+        letters = [_letter(cast("_Client", text), mine) for text, mine in given.items()]
         if letters:
             self._call(_deliver, letters)
 

@@ -17,7 +17,7 @@ from lloyal.llama import LLAMA_DEFAULT_SEED, Sampler, Vocab
 from lloyal.prompt import as_chat, check_max_tokens, one_grammar, tokens_of
 from lloyal.sampling import Sampling, check_sampling
 from lloyal.scheduler import Scheduler, StopReason, Text, log_probs_of
-from lloyal.speculative import Drafter, Speculator
+from lloyal.speculative import Drafter, Speculator, speculator_for
 from lloyal.tokenization import StreamDecoder, stop_strings
 
 if TYPE_CHECKING:
@@ -64,9 +64,7 @@ class Generations(Iterator[tuple[int, int]]):
         seed = secrets.randbelow(LLAMA_DEFAULT_SEED) if sampling.seed is None else sampling.seed
         self.seed = None if sampling.temperature == 0 else seed
         self._ctx, self._progress, self._n_told = ctx, progress, 0
-        self.speculator = draft if draft is None or isinstance(draft, Speculator) else Speculator(ctx, draft)
-        if self.speculator is not None and self.speculator.ctx is not ctx:
-            raise InvalidArgument("the speculator was made for another context")
+        self.speculator = speculator_for(ctx, draft)
         self._scheduler = Scheduler(ctx, self.speculator)
         store, vocab = self._scheduler.store, ctx.vocab
         self._texts: list[Text] = []

@@ -2,7 +2,7 @@
 
 from lloyal.speculative.chain import Chain
 from lloyal.speculative.forced import Forced
-from lloyal.speculative.loop import Speculator, SpeculatorStats
+from lloyal.speculative.loop import Speculator, SpeculatorStats, speculator_for
 from lloyal.speculative.model import DraftModel
 from lloyal.speculative.ngram import NGram
 from lloyal.speculative.protocol import Drafter
@@ -19,4 +19,5 @@ __all__ = [
     "SpeculatorStats",
     "Suffix",
     "Synthetic",
+    "speculator_for",
 ]

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from lloyal.sampling import Sampling
     from lloyal.speculative.protocol import Drafter
 
-__all__ = ["Speculator", "SpeculatorStats"]
+__all__ = ["Speculator", "SpeculatorStats", "speculator_for"]
 
 MOST = 64  # guesses of a step
 
@@ -109,7 +109,7 @@ class Speculator:
         drafter.check(ctx.vocab)
         self.ctx, self.drafter = ctx, drafter
         self.stats = SpeculatorStats()
-        uniform = ctx.model.is_recurrent or ctx.model.is_hybrid
+        uniform = ctx.memory.kind == "recurrent" or ctx.memory.kind.startswith("hybrid")
         self._cost = Cost(most, _WIDTHS.setdefault(ctx, Widths()), uniform)
         self._texts: WeakKeyDictionary[Branch, Heard] = WeakKeyDictionary()
 
@@ -270,3 +270,13 @@ class Speculator:
                     given += 1
                     if given == max_tokens:
                         return
+
+
+def speculator_for(ctx: Context, draft: Drafter | Speculator | None) -> Speculator | None:
+    """What a `draft` argument means for the texts of a context."""
+    if draft is None:
+        return None
+    speculator = draft if isinstance(draft, Speculator) else Speculator(ctx, draft)
+    if speculator.ctx is not ctx:
+        raise InvalidArgument("the speculator was made for another context")
+    return speculator

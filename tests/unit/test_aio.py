@@ -18,6 +18,7 @@ from lloyal.errors import Busy, CacheFull, Closed, InvalidArgument, InvalidGramm
 from lloyal.kv import Tenancy
 from lloyal.sampling import Sampling
 from lloyal.scheduler import Scheduler, Text
+from lloyal.speculative import NGram, Speculator
 from tests.models import tiny, tokens
 
 Make = Callable[..., lloyal.Context]
@@ -51,9 +52,9 @@ async def until_free(ctx: lloyal.Context, n: int) -> None:
         await asyncio.sleep(0.001)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(("seed", "guesses"), [(0, 0), (1, 3)])
 @pytest.mark.parametrize("name", ["llama", "gemma3", "mamba2", "lfm2", "lfm2-swa", "qwen35"])
-def test_cancelling_a_third_of_64_touches_nobody_else(name: str, seed: int, new_context: Make) -> None:
+def test_cancelling_a_third_of_64_touches_nobody_else(name: str, seed: int, guesses: int, new_context: Make) -> None:
     ctx, single = new(new_context, name, n_ubatch=32), new(new_context, name, n_seq_max=1)
     rng = random.Random(seed)
     jobs = [(tokens(rng.randint(1, 50), i), rng.randint(1, 24)) for i in range(64)]
@@ -65,8 +66,10 @@ def test_cancelling_a_third_of_64_touches_nobody_else(name: str, seed: int, new_
             pass
         return stream.tokens
 
+    speculator = Speculator(ctx, NGram(3, 1), n=guesses)
+
     async def main() -> list[Any]:
-        async with Engine(ctx) as engine:
+        async with Engine(ctx, draft=speculator if guesses else None) as engine:
             tasks = [asyncio.create_task(client(engine, i)) for i in range(64)]
             for i in sorted(cancelled, key=lambda _: rng.random()):
                 for _ in range(rng.randint(0, 3)):
@@ -84,6 +87,7 @@ def test_cancelling_a_third_of_64_touches_nobody_else(name: str, seed: int, new_
             assert result == alone(single, *jobs[i]), i
     assert Tenancy(ctx).available == 8
     assert lloyal.BranchStore(ctx).kv_pressure.cells_used == 0
+    assert (speculator.stats.kept > 0) == (guesses > 0)
 
 
 def test_text_is_what_one_generation_says(nano: lloyal.Model, new_context: Make) -> None:
