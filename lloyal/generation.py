@@ -217,7 +217,12 @@ class Generation(Iterator[int]):
         rules = one_grammar(self._vocab, chat, grammar, json_schema)
         self.sampler: SupportsSample
         if isinstance(sampling, Sampling):
-            self.sampler = sampling.picker(self._vocab, grammar=rules, history=[*history, *self.prompt])
+            self.sampler = sampling.picker(
+                self._vocab,
+                grammar=rules,
+                history=[*history, *self.prompt],
+                position=self._pos + len(self.prompt),
+            )
         elif rules is not None:
             raise InvalidArgument(
                 "a sampler of your own has to follow the grammar itself: put Sampler.grammar (for a chat, "

@@ -6,7 +6,7 @@ import dataclasses
 import numbers
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 from lloyal.errors import InvalidArgument
 from lloyal.llama import LLAMA_DEFAULT_SEED, Context, Sampler, Vocab
@@ -78,6 +78,10 @@ class Sampling:
         row of logits goes through Python.
     seed : int, optional
         Start of the random generator, from 0 to 2**32 - 2; None draws one at every `build`.
+    noise : {"stream", "keyed"}
+        Where chance comes from. ``"stream"``: from a generator that goes on with every draw. ``"keyed"``: from seed and
+        position alone (`Sampler.keyed`), so that a draw depends neither on those before it nor on who guessed it; texts
+        of one seed draw alike at one position. XTC keeps a stream of its own.
 
     Raises
     ------
@@ -105,6 +109,7 @@ class Sampling:
     logit_bias: Mapping[int, float] = dataclasses.field(default_factory=dict, hash=False)
     logits_processors: Sequence[LogitsProcessor] = ()
     seed: int | None = None
+    noise: Literal["stream", "keyed"] = "stream"
 
     def __new__(cls, **keywords: Any) -> Self:
         check_names(cls, keywords)
@@ -116,6 +121,8 @@ class Sampling:
         _check_integer("dry_allowed_length", self.dry_allowed_length, 0)
         if self.seed is not None:
             _check_integer("seed", self.seed, 0, LLAMA_DEFAULT_SEED - 1)
+        if self.noise not in ("stream", "keyed"):
+            raise InvalidArgument(f"noise={self.noise!r} must be 'stream' or 'keyed'")
         for name in ("temperature", "top_n_sigma", "dry_multiplier"):
             _check_number(name, getattr(self, name), 0.0)
         for name in ("top_p", "min_p", "typical_p", "xtc_probability", "xtc_threshold"):
@@ -134,7 +141,14 @@ class Sampling:
             )
         object.__setattr__(self, "logits_processors", processors)
 
-    def build(self, vocab: Vocab, *, grammar: str | Sampler | None = None, history: Sequence[int] = ()) -> Sampler:
+    def build(
+        self,
+        vocab: Vocab,
+        *,
+        grammar: str | Sampler | None = None,
+        history: Sequence[int] = (),
+        position: int | None = None,
+    ) -> Sampler:
         """Make the chain of samplers, in llama.cpp's usual order. `logits_processors` are no part of it.
 
         Parameters
@@ -145,6 +159,8 @@ class Sampling:
             Rules in GBNF that the text must follow, or the sampler that knows them.
         history : sequence of int
             Tokens that came before, for the penalties: the prompt.
+        position : int, optional
+            Of the first token it picks, for keyed noise; without it that behind `history`.
 
         Returns
         -------
@@ -162,7 +178,9 @@ class Sampling:
         if self.temperature == 0:
             return Sampler.chain(*stages, Sampler.greedy())
         seed = secrets.randbelow(LLAMA_DEFAULT_SEED) if self.seed is None else self.seed
-        return Sampler.chain(*stages, *self._filters(seed), Sampler.temp(self.temperature), Sampler.dist(seed))
+        keyed = self.noise == "keyed"
+        draw = Sampler.keyed(seed, len(history) if position is None else position) if keyed else Sampler.dist(seed)
+        return Sampler.chain(*stages, *self._filters(seed), Sampler.temp(self.temperature), draw)
 
     @property
     def n_recent(self) -> int | None:
@@ -173,10 +191,15 @@ class Sampling:
         return self.repeat_last_n if on else 0
 
     def picker(
-        self, vocab: Vocab, *, grammar: str | Sampler | None = None, history: Sequence[int] = ()
+        self,
+        vocab: Vocab,
+        *,
+        grammar: str | Sampler | None = None,
+        history: Sequence[int] = (),
+        position: int | None = None,
     ) -> Sampler | ProcessedSampler:
         """What `build` makes, behind the `logits_processors` if there are any. Arguments and errors are its."""
-        chain = self.build(vocab, grammar=grammar, history=history)
+        chain = self.build(vocab, grammar=grammar, history=history, position=position)
         return ProcessedSampler(chain, self.logits_processors, history) if self.logits_processors else chain
 
     def _constraints(self, vocab: Vocab, grammar: str | Sampler | None) -> list[Sampler]:

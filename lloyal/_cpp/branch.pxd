@@ -8,7 +8,7 @@ from libcpp.vector cimport vector
 cimport lloyal.libllama.llama as c
 from lloyal._cpp.core cimport ContextHandle, Status
 from lloyal._cpp.decode cimport LogProb
-from lloyal._cpp.sample cimport Forced, SamplerHandle
+from lloyal._cpp.sample cimport Chances, Forced, SamplerHandle
 from lloyal._cpp.state cimport Where
 
 cdef extern from "branch/branch.hpp" namespace "lloyal" nogil:
@@ -100,10 +100,23 @@ cdef extern from "branch/step.hpp" namespace "lloyal" nogil:
     cppclass Draw:
         Picked picked
         bool ends
+    cppclass Guesses:
+        vector[c.llama_token] tokens
+        bool ratio
+        vector[Chances] from_ "from"
     Status branches_draw "lloyal::inside<lloyal::branches_draw>"(
         const ContextHandle& ctx, const vector[BranchHandle]& branches, vector[Draw]& out)
     Status draw_forced "lloyal::inside<lloyal::draw_forced>"(
         const ContextHandle& ctx, Draw& draw, const vector[uint32_t]& after, size_t most, Forced& out)
     Status branches_verify "lloyal::computing<lloyal::branches_verify>"(
-        const ContextHandle& ctx, vector[Draw]& draws, const vector[vector[c.llama_token]]& guesses,
+        const ContextHandle& ctx, vector[Draw]& draws, const vector[Guesses]& guesses,
         vector[vector[c.llama_token]]& out)
+
+cdef extern from "branch/draft.hpp" namespace "lloyal" nogil:
+    cppclass DraftBox:
+        vector[c.llama_token] tokens
+        vector[Chances] from_ "from"
+    ctypedef shared_ptr[DraftBox] DraftHandle
+    Status draft_make(const Draw& draw, bool ratio, DraftHandle& out)
+    Status draft_sample "lloyal::inside<lloyal::draft_sample>"(
+        const ContextHandle& ctx, DraftBox& draft, int32_t i, c.llama_token& out)

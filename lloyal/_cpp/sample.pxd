@@ -1,6 +1,6 @@
 # Declarations of sample: samplers, and what of them runs on a back end.
 
-from libc.stdint cimport int32_t, uint8_t, uint32_t
+from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from libcpp cimport bool
 from libcpp.memory cimport shared_ptr
 from libcpp.string cimport string
@@ -48,6 +48,17 @@ cdef extern from "sample/sampler_grammar.hpp" namespace "lloyal" nogil:
 
 cdef extern from "sample/dist.hpp" namespace "lloyal" nogil:
     c.llama_sampler* dist_init(uint32_t seed) except +
+
+cdef extern from "sample/keyed.hpp" namespace "lloyal" nogil:
+    c.llama_sampler* keyed_init(uint32_t seed, uint64_t position) except +
+
+cdef extern from "sample/ratio.hpp" namespace "lloyal" nogil:
+    cppclass Chance:
+        int32_t id
+        double p
+    ctypedef vector[Chance] Chances "lloyal::Chances"
+    bool ratio_keeps(const Chances& p, const Chances& q, c.llama_token guess, double u, Chances& rest) except +
+    const Chance* draw_one(const Chances& list, double u)
 
 cdef extern from "sample/sampler_init.hpp" namespace "lloyal" nogil:
     Status grammar_init(const ModelHandle& model, const string& grammar, const string& root, bool lazy,

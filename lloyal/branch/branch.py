@@ -240,7 +240,7 @@ class Branch(native.BranchBase):
             self._begin = self._first_at = len(tokens)
 
     def sample(self) -> int:
-        """Pick the next token. Only the random generator moves, so it may be called again.
+        """Pick the next token. Only the random generator moves, so it may be called again; keyed noise stays.
 
         Raises
         ------
@@ -296,7 +296,7 @@ class Branch(native.BranchBase):
             yield piece
 
     def rewind(self, n: int) -> None:
-        """Take the last `n` tokens back: rows, numbers, grammar, penalties. The random generator stays where it is.
+        """Take the last `n` tokens back: rows, numbers, grammar, penalties. Of chance only keyed noise goes back.
 
         The rows go by a trim or by the rollback ring where the memory can, otherwise they are read again. The last
         token that is left is computed again for its logits. Behind a `set_grammar` that it goes back over, the rules
@@ -333,13 +333,12 @@ class Branch(native.BranchBase):
     def _set_chain(
         self, sampling: Sampling, grammar: str | Sampler | None, *, generators: bool, grammars: bool
     ) -> None:
-        vocab = self.store.ctx.vocab
-        self._set_sampler_native(
-            sampling.build(vocab, grammar=grammar, history=self._heard(sampling, self.position)),
-            sampling.build(vocab, grammar=grammar, history=self._heard(sampling, self._first_at)),
-            generators,
-            grammars,
-        )
+        now, first = (
+            sampling.build(self.store.ctx.vocab, grammar=grammar, history=self._heard(sampling, end),
+                           position=self._drawn_at(sampling, end))
+            for end in (self.position, self._first_at)
+        )  # fmt: skip
+        self._set_sampler_native(now, first, generators, grammars)
         self._sampling, self._grammar, self._seed = sampling, grammar, None
         self._note_steering()
 
@@ -355,6 +354,12 @@ class Branch(native.BranchBase):
             if begin == 0 or (n is not None and len(heard) >= n):
                 return heard if n is None else heard[-n:]
             begin = 0
+
+    def _drawn_at(self, sampling: Sampling, end: int) -> int:
+        """What keyed noise counts as the position of the token there: tokens that were only read are none."""
+        begin = min(self._begin, end)
+        behind = self._tokens_native(begin)[: end - begin] if sampling.noise == "keyed" else []
+        return begin + sum(accepted for _, accepted, *_ in behind)
 
     def set_grammar(
         self, grammar: str | Sampler | None = None, *, json_schema: Mapping[str, Any] | bool | str | None = None

@@ -2,7 +2,7 @@
 """Samplers: what turns a row of logits into a token.
 
 Each constructor is the ``llama_sampler_init_*`` function of the same name. `Sampler.chain` puts several behind each
-other; one of them, usually the last, must pick (greedy, dist, mirostat, mirostat_v2, adaptive_p).
+other; one of them, usually the last, must pick (greedy, dist, keyed, mirostat, mirostat_v2, adaptive_p).
 """
 
 from collections.abc import Iterable, Mapping
@@ -43,6 +43,21 @@ class Sampler(Closing):
         ----------
         seed : int, optional
             From 0 to 2**32 - 2; without one a random seed is drawn, and a new one at every `reset`.
+        """
+    @classmethod
+    def keyed(cls, seed: int | None = None, position: int = 0) -> Self:
+        """Draw from the distribution by noise that depends on seed, position and token alone. This one is ours.
+
+        The largest of log-probability and Gumbel noise (Philox4x64-10, Salmon et al. 2011; the bit generator of NumPy's
+        ``Philox``, with the seed as its key and token and position as its counter). Picking moves nothing: what is
+        picked again at a position is the same, whatever was drawn before. Every token accepted moves it on by one.
+
+        Parameters
+        ----------
+        seed : int, optional
+            As for `dist`.
+        position : int
+            Of the token that it picks first; `reset` goes to 0.
         """
     @classmethod
     def llama_dist(cls, seed: int | None = None) -> Self:

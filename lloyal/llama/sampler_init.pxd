@@ -8,6 +8,7 @@ from lloyal.llama.vocab cimport Vocab
 
 cdef csample.SamplerHandle greedy() except *
 cdef csample.SamplerHandle dist(object seed) except *
+cdef csample.SamplerHandle keyed(object seed, object position) except *
 cdef csample.SamplerHandle llama_dist(object seed) except *
 cdef csample.SamplerHandle top_k(object k) except *
 cdef csample.SamplerHandle top_p(object p, object min_keep) except *

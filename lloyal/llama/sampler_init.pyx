@@ -3,7 +3,7 @@
 
 from libc.float cimport FLT_MAX
 from libc.math cimport INFINITY
-from libc.stdint cimport INT32_MAX
+from libc.stdint cimport INT32_MAX, INT64_MAX
 from libcpp.memory cimport make_shared
 from libcpp.string cimport string
 from libcpp.vector cimport vector
@@ -33,6 +33,10 @@ cdef csample.SamplerHandle greedy() except *:
 
 cdef csample.SamplerHandle dist(seed: int | None) except *:
     return own(csample.dist_init(as_seed(seed)))
+
+
+cdef csample.SamplerHandle keyed(seed: int | None, position: int) except *:
+    return own(csample.keyed_init(as_seed(seed), as_integer(position, "position", 0, INT64_MAX)))
 
 
 cdef csample.SamplerHandle llama_dist(seed: int | None) except *:

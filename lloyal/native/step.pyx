@@ -1,20 +1,24 @@
 # cython: language_level=3
 """Native calls that many branches take together. Not for direct use: see `lloyal.BranchStore`."""
 
-from libc.stdint cimport int64_t, uint32_t
+from libc.float cimport DBL_MAX
+from libc.math cimport INFINITY
+from libc.stdint cimport int32_t, int64_t, uint32_t
 from libcpp.vector cimport vector
 
 cimport lloyal._cpp.branch as cbranch
 cimport lloyal._cpp.core as core
 cimport lloyal._cpp.sample as csample
 cimport lloyal.libllama.llama as c
-from lloyal.llama.args cimport as_index, as_int32, as_integer
+from lloyal.llama.args cimport as_index, as_int32, as_integer, as_number
 from lloyal.llama.base cimport ContextBase
 from lloyal.llama.signals cimport raise_signal
 from lloyal.llama.status cimport check
 from lloyal.native.branch cimport BranchBase, pin_all
 
-__all__ = ["Draws", "draw", "read", "step", "steps_alone", "unseated"]
+from lloyal.errors import InvalidArgument
+
+__all__ = ["DraftSampler", "Draws", "draw", "ratio", "read", "step", "steps_alone", "unseated"]
 
 cdef object _KEY = object()  # a bare __new__ would hold nothing
 
@@ -44,6 +48,36 @@ def step(ContextBase ctx not None, branches: Sequence[BranchBase]) -> list[int]:
     raise_signal()
     check(status)
     return tokens
+
+
+cdef class DraftSampler:
+    """Draws guesses as a branch would: with a copy of its sampler, behind the token that it has just picked.
+
+    Penalties, grammar, biases and temperature are the branch's, and so is its noise.
+    """
+
+    cdef cbranch.DraftHandle handle
+
+    def __cinit__(self, key=None):
+        if key is not _KEY:
+            raise TypeError("DraftSampler cannot be made directly: a Speculator gives it to its drafter")
+
+    def sample(self, ContextBase ctx not None, index: int = -1) -> int:
+        """Draw the next guess from an output of the last decode, and accept it.
+
+        Raises
+        ------
+        InvalidArgument
+            Nothing is left to draw.
+        NoLogits
+            That entry has no output.
+        """
+        cdef core.ContextHandle handle = ctx.pin()
+        cdef int32_t i = as_int32(index, "index")
+        cdef c.llama_token token = -1
+        cdef core.Status status = cbranch.draft_sample(handle, self.handle.get()[0], i, token)
+        check(status)
+        return token
 
 
 cdef class Draws:
@@ -90,19 +124,38 @@ cdef class Draws:
         choices = [] if found.may_end else [chr(character) for character in found.choices]
         return "".join([chr(character) for character in found.text]), choices
 
-    def verify(self, guesses: Sequence[Sequence[int]]) -> list[list[int]]:
+    def sampler(self, i: int, ratio: bool = False) -> DraftSampler:
+        """Of the `i`-th branch, to draw guesses with; with `ratio` for rejection sampling."""
+        cdef DraftSampler sampler = DraftSampler.__new__(DraftSampler, _KEY)
+        cdef size_t index = as_index(i, self.list.size())
+        cdef core.Status status = cbranch.draft_make(self.list[index], <bint>ratio, sampler.handle)
+        check(status)
+        return sampler
+
+    def verify(self, guesses: Sequence[Sequence[int]], ratio: bool = False,
+               samplers: Mapping[int, DraftSampler] = {}) -> list[list[int]]:
         """Read the tokens, and of the guesses behind each those that its branch would pick itself: all or none.
 
-        Releases the GIL. Returns what each branch has read, or the token that ends it.
+        With `ratio` those that rejection sampling keeps: `samplers`, by the number of the branch, know what guesses were
+        drawn from. Releases the GIL. Returns what each branch has read, or the token that ends it.
         """
-        cdef vector[vector[c.llama_token]] list
-        cdef vector[c.llama_token] one
+        cdef vector[cbranch.Guesses] list
+        cdef cbranch.Guesses one
         cdef vector[vector[c.llama_token]] out
         cdef core.Status status
-        for tokens in guesses:
-            one.clear()
+        cdef DraftSampler sampler
+        one.ratio = ratio
+        for i, tokens in enumerate(guesses):
+            one.tokens.clear()
+            one.from_.clear()
             for token in tokens:
-                one.push_back(as_int32(token, "guess"))
+                one.tokens.push_back(as_int32(token, "guess"))
+            if i in samplers:
+                sampler = <DraftSampler?>samplers[i]
+                for k in range(min(one.tokens.size(), sampler.handle.get().from_.size())):
+                    if one.tokens[k] != sampler.handle.get().tokens[k]:
+                        break  # it comes from somewhere else
+                    one.from_.push_back(sampler.handle.get().from_[k])
             list.push_back(one)
         cdef core.ContextHandle handle = self.ctx.pin()
         with nogil:
@@ -125,6 +178,48 @@ def draw(ContextBase ctx not None, branches: Sequence[BranchBase]) -> Draws:
     check(status)
     draws.ctx = ctx
     return draws
+
+
+cdef csample.Chances _chances(object pairs, str name) except *:
+    cdef csample.Chances list
+    cdef csample.Chance one
+    cdef double total = 0.0
+    for token, p in pairs:
+        one.id = as_int32(token, "token")
+        one.p = as_number(p, f"{name}({one.id})", 0.0, DBL_MAX)
+        total += one.p
+        list.push_back(one)
+    if not 0.0 < total < INFINITY and (name == "p" or list.size()):
+        raise InvalidArgument(f"{name} has a sum of {total}: there is nothing to draw")
+    return list
+
+
+def ratio(p: Sequence[tuple[int, float]], q: Sequence[tuple[int, float]], guesses: Sequence[int],
+          uniforms: Sequence[tuple[float, float]]) -> list[int]:
+    """Rejection sampling by itself: draws from `p`, made of guesses that were drawn from `q`.
+
+    Parameters
+    ----------
+    p, q : sequence of (int, float)
+        Token and probability, each token once. Without `q` guesses are certain.
+    guesses : sequence of int
+    uniforms : sequence of (float, float)
+        For each guess a number in [0, 1) by which it is kept or not, and one to draw another by.
+
+    Raises
+    ------
+    InvalidArgument
+        A probability is negative or no number, or they are all 0.
+    """
+    cdef csample.Chances target = _chances(p, "p")
+    cdef csample.Chances draft = _chances(q, "q")
+    cdef csample.Chances rest
+    cdef int32_t guess
+    made = []
+    for token, (u, v) in zip(guesses, uniforms, strict=True):
+        guess = as_int32(token, "guess")
+        made.append(guess if csample.ratio_keeps(target, draft, guess, u, rest) else csample.draw_one(rest, v).id)
+    return made
 
 
 def read(ContextBase ctx not None, items: Sequence[tuple[BranchBase, Sequence[int]]], accept: bool) -> None:

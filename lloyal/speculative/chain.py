@@ -8,7 +8,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from lloyal.errors import InvalidArgument
-from lloyal.speculative.protocol import Drafter, Forcing, check_drafter, propose
+from lloyal.speculative.protocol import Drafter, Pick, check_drafter, propose
 
 if TYPE_CHECKING:
     from lloyal.llama import Vocab
@@ -91,11 +91,11 @@ class Chain:
         """Guesses of the first that has some, for each text."""
         return self._propose(texts, n, None)
 
-    def propose_forced(self, texts: Sequence[Chain.Text], n: int, forcings: Sequence[Forcing]) -> list[list[int]]:
-        """The same, with what grammars force for those that ask."""
-        return self._propose(texts, n, forcings)
+    def guess(self, texts: Sequence[Chain.Text], n: int, picks: Sequence[Pick]) -> list[list[int]]:
+        """The same, with more than tokens for those that ask for it."""
+        return self._propose(texts, n, picks)
 
-    def _propose(self, texts: Sequence[Chain.Text], n: int, forcings: Sequence[Forcing] | None) -> list[list[int]]:
+    def _propose(self, texts: Sequence[Chain.Text], n: int, picks: Sequence[Pick] | None) -> list[list[int]]:
         with self._lock:
             order = self._order()
             self._proposals += 1
@@ -109,7 +109,7 @@ class Chain:
             if not open_:
                 break
             parts = [texts[k].parts[i] for k in open_]
-            asked = None if forcings is None else [forcings[k] for k in open_]
+            asked = None if picks is None else [picks[k] for k in open_]
             found = list(islice(propose(self.drafters[i], parts, n, asked), len(parts) + 1))
             if len(found) != len(parts):
                 raise InvalidArgument(f"{self.drafters[i]!r} proposed for {len(found)} texts, there are {len(parts)}")

@@ -11,7 +11,7 @@ from lloyal.errors import InvalidArgument, InvalidGrammar
 
 if TYPE_CHECKING:
     from lloyal.llama import Vocab
-    from lloyal.speculative.protocol import Forcing
+    from lloyal.speculative.protocol import Pick
 
 __all__ = ["Forced"]
 
@@ -72,20 +72,20 @@ class Forced:
         """Nothing: without a grammar nothing is forced."""
         return [[] for _ in texts]
 
-    def propose_forced(self, texts: Sequence[Forced.Text], n: int, forcings: Sequence[Forcing]) -> list[list[int]]:
+    def guess(self, texts: Sequence[Forced.Text], n: int, picks: Sequence[Pick]) -> list[list[int]]:
         """The tokens of what is forced."""
-        return [self._behind(text, n, forcing) for text, forcing in zip(texts, forcings, strict=True)]
+        return [self._behind(text, n, pick) for text, pick in zip(texts, picks, strict=True)]
 
-    def _behind(self, text: Forced.Text, n: int, forcing: Forcing) -> list[int]:
+    def _behind(self, text: Forced.Text, n: int, pick: Pick) -> list[int]:
         with suppress(InvalidGrammar):  # too much to look at
-            return self._spell(text.last, self._run(text, LONGEST * n, forcing))[:n]
+            return self._spell(text.last, self._run(text, LONGEST * n, pick))[:n]
         return []
 
-    def _run(self, text: Forced.Text, most: int, forcing: Forcing) -> str:
+    def _run(self, text: Forced.Text, most: int, pick: Pick) -> str:
         """The text that is forced, and somewhat more than `most` characters of it at most."""
         run = ""
         while len(run) < most:
-            part, choices = forcing(run, most - len(run))
+            part, choices = pick.forced(run, most - len(run))
             run += part
             solid = [choice for choice in choices if not choice.isspace()]
             if len(solid) != 1:

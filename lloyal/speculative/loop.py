@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterator, Sequence
-from functools import partial
-from itertools import islice, takewhile
-from typing import TYPE_CHECKING, Any
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
 
 from lloyal.branch import Branch, BranchStore
@@ -16,7 +15,7 @@ from lloyal.errors import CacheFull, InvalidArgument, NoLease
 from lloyal.native import step as native
 from lloyal.prompt import check_count, check_max_tokens
 from lloyal.speculative.cost import Cost, Rates, Widths
-from lloyal.speculative.protocol import check_drafter, propose
+from lloyal.speculative.protocol import Pick, check_drafter, propose
 
 if TYPE_CHECKING:
     from lloyal.llama.common import ChatPrompt
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Speculator", "SpeculatorStats", "speculator_for"]
 
 MOST = 64  # guesses of a step
+NOISE = {"exact": None, "coupled": "keyed", "ratio": "stream"}  # that texts must have; None: any
 
 # What steps have cost in a context, for all who guess in it.
 _WIDTHS: WeakKeyDictionary[Context, Widths] = WeakKeyDictionary()
@@ -79,9 +79,11 @@ class Speculator:
 
     A guess is kept if the branch's own sampler picks it from the logits in front of it, with its penalties, grammar and
     random numbers. So the tokens are those of plain steps, whatever is guessed; where two tokens are as good as equally
-    probable, a batch of another size may decide otherwise. Rows of wrong guesses are taken back: by a trim, by the
-    rollback ring, or a state by a checkpoint in device memory, and then the tokens that were right are read again in
-    front of the next step.
+    probable, a batch of another size may decide otherwise. With ``Sampling(noise="keyed")`` a drafter that has a model
+    guesses by the noise that the branch will pick by, and is right more often the higher the temperature.
+
+    Rows of wrong guesses are taken back: by a trim, by the rollback ring, or a state by a checkpoint in device memory,
+    and then the tokens that were right are read again in front of the next step.
 
     Parameters
     ----------
@@ -94,20 +96,35 @@ class Speculator:
         where that is best.
     most : int
         The most of them, from 1 to 64.
+    accept : {"exact", "coupled", "ratio"}
+        ``"exact"``: as above. ``"coupled"``: the same, for texts with keyed noise alone. ``"ratio"``: rejection
+        sampling, for texts without; the tokens are not those of plain steps, but of the same distribution. At
+        temperature 0 the three are one.
 
     Attributes
     ----------
     stats : SpeculatorStats
     """
 
-    def __init__(self, ctx: Context, drafter: Drafter, *, n: int | None = None, most: int = 8) -> None:
+    def __init__(
+        self,
+        ctx: Context,
+        drafter: Drafter,
+        *,
+        n: int | None = None,
+        most: int = 8,
+        accept: Literal["exact", "coupled", "ratio"] = "exact",
+    ) -> None:
         if not isinstance(ctx, Context):
             raise TypeError(f"{ctx!r} is no Context")
         check_drafter(drafter)
         most = check_count("most", most, 1, MOST)
         self.n = None if n is None else check_count("n", n, 0, MOST)
+        if accept not in NOISE:
+            raise InvalidArgument(f"accept={accept!r} must be one of {', '.join(map(repr, NOISE))}")
         drafter.check(ctx.vocab)
         self.ctx, self.drafter = ctx, drafter
+        self.accept = accept
         self.stats = SpeculatorStats()
         uniform = ctx.memory.kind == "recurrent" or ctx.memory.kind.startswith("hybrid")
         self._cost = Cost(most, _WIDTHS.setdefault(ctx, Widths()), uniform)
@@ -126,6 +143,8 @@ class Speculator:
         ------
         Exception
             What `BranchStore.step` raises, and what the drafter does: no branch has changed then.
+        InvalidArgument
+            A sampling whose noise is not what `accept` is for.
 
         Notes
         -----
@@ -139,6 +158,8 @@ class Speculator:
         store = chosen[0].store
         if store is None or store.ctx is not self.ctx:
             raise InvalidArgument("the branches belong to another context than the speculator")
+        if self.accept != "exact":
+            self._check_noise(chosen)
         if self.n == 0 or self._cost.pause:
             begin = time.perf_counter()
             plain = store.step(chosen)
@@ -154,6 +175,16 @@ class Speculator:
         store._in_groups(chosen, lambda group: made.extend(self._step(group)))
         return made
 
+    def _check_noise(self, branches: list[Branch]) -> None:
+        noise = NOISE[self.accept]
+        for i, branch in enumerate(branches):
+            sampling = branch.sampling if noise and isinstance(branch, Branch) else None
+            if sampling is not None and sampling.temperature and sampling.noise != noise:
+                raise InvalidArgument(
+                    f"the branch at index {i}: accept={self.accept!r} is for Sampling(noise={noise!r}), not "
+                    f"{sampling.noise!r}; accept='exact' is for both"
+                )
+
     def _step(self, branches: list[Branch]) -> list[list[int]]:
         begin = time.perf_counter()
         n = self._cost.ask(len(branches)) if self.n is None else self.n
@@ -166,7 +197,8 @@ class Speculator:
             draws = native.draw(self.ctx, branches)
             able = [i for i, ends in enumerate(draws.ends) if not (ends or branches[i]._steers)]
             heard, lag = self._hear(branches, able, draws.tokens)
-            found = self._guess(draws, able, heard, n)
+            picks = [Pick(draws, i, self.accept == "ratio") for i in able]
+            found = self._guess(picks, heard, n)
             lengths = [len(guess) for guess in found]
             if self.n is None:
                 lengths = self._cost.cut([text.rates for text in heard], lengths, len(branches))
@@ -175,7 +207,8 @@ class Speculator:
                 if not length:
                     text.wait(branches[i].position + 1, guess)
             guessed = time.perf_counter()
-            read = draws.verify(guesses)
+            made = {i: sampler for i, pick in zip(able, picks, strict=True) if (sampler := pick.made) is not None}
+            read = draws.verify(guesses, self.accept == "ratio", made)
         end = time.perf_counter()
         stats = self.stats
         stats.steps += 1
@@ -203,19 +236,23 @@ class Speculator:
             lag = max(lag, n_new)
         return heard, lag
 
-    def _guess(self, draws: native.Draws, able: list[int], heard: list[Heard], n: int) -> list[list[int]]:
-        """What the drafter guesses behind the tokens that were drawn."""
-        if not able:
+    def _guess(self, picks: list[Pick], heard: list[Heard], n: int) -> list[list[int]]:
+        """What the drafter guesses behind the tokens that were picked."""
+        if not picks:
             return []
-        forcings = [partial(draws.forced, i) for i in able]
         try:
-            proposed = list(islice(propose(self.drafter, [text.text for text in heard], n, forcings), len(able) + 1))
+            proposed = list(islice(propose(self.drafter, [text.text for text in heard], n, picks), len(picks) + 1))
         except (CacheFull, NoLease):  # it has no room; ours is no matter
-            return [[] for _ in able]
-        if len(proposed) != len(able):
-            raise InvalidArgument(f"{self.drafter!r} proposed for {len(proposed)} texts, there are {len(able)}")
+            return [[] for _ in picks]
+        if len(proposed) != len(picks):
+            raise InvalidArgument(f"{self.drafter!r} proposed for {len(proposed)} texts, there are {len(picks)}")
+        return [self._to_the_end(list(islice(guess, n))) for guess in proposed]
+
+    def _to_the_end(self, guess: list[int]) -> list[int]:
         is_eog = self.ctx.vocab.is_eog
-        return [list(takewhile(lambda token: not is_eog(token), islice(guess, n))) for guess in proposed]
+        end = next((k for k, token in enumerate(guess) if is_eog(token)), len(guess))
+        # An end that was drawn is judged as any guess: to leave it out would make other texts likelier.
+        return guess[: end + (self.accept == "ratio")]
 
     def _text(self, branch: Branch, drawn: int) -> tuple[Heard, int]:
         """What the drafter keeps of a branch, having heard all its tokens and what it has drawn; how many were new."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 from weakref import finalize
@@ -15,6 +15,7 @@ from lloyal.llama import Batch
 
 if TYPE_CHECKING:
     from lloyal.llama import Vocab
+    from lloyal.speculative.protocol import Pick
 
 __all__ = ["DraftModel"]
 
@@ -63,35 +64,55 @@ class DraftModel:
         text.tokens += tokens
 
     def propose(self, texts: Sequence[DraftModel.Text], n: int) -> list[list[int]]:
-        """Tokens of all texts in one batch a step."""
+        """The most probable tokens; of all texts in one batch a step."""
+        return self._guess(texts, n, lambda i, place: self.ctx.logits(place).argmax())
+
+    def guess(self, texts: Sequence[DraftModel.Text], n: int, picks: Sequence[Pick]) -> list[list[int]]:
+        """What the texts' own samplers draw from the logits of this model."""
+
+        def pick(i: int, place: int) -> int | None:
+            try:
+                return picks[i].sampler().sample(self.ctx, place)
+            except InvalidArgument:  # the rules and this model agree on no token
+                return None
+
+        return self._guess(texts, n, pick)
+
+    def _guess(
+        self, texts: Sequence[DraftModel.Text], n: int, pick: Callable[[int, int], int | None]
+    ) -> list[list[int]]:
         guesses: list[list[int]] = [[] for _ in texts]
         with self._lock:
-            rows: dict[int, int] = {}
+            rows: dict[int, int | None] = {}
             for i, text in enumerate(texts[: self.ctx.n_batch] if n > 0 else ()):
                 with suppress(CacheFull, InvalidBatch, NoLease):  # no room for it, or no positions
-                    rows[i] = self._catch_up(text)
+                    self._catch_up(text)
+                    rows[i] = pick(i, -1)
             with suppress(CacheFull, InvalidBatch):  # what there is will do
                 for step in range(n):
+                    going: dict[int, int] = {}
                     for i, token in rows.items():
-                        guesses[i].append(token)
-                    rows = {i: token for i, token in rows.items() if not self.ctx.vocab.is_eog(token)}
-                    if step + 1 == n or not rows:
+                        if token is not None:
+                            guesses[i].append(token)
+                            if not self.ctx.vocab.is_eog(token):
+                                going[i] = token
+                    if step + 1 == n or not going:
                         break
-                    self._go_on(texts, rows)
+                    self._read(texts, going)
+                    rows = {i: pick(i, place) for place, i in enumerate(going)}
         return guesses
 
-    def _go_on(self, texts: Sequence[DraftModel.Text], rows: dict[int, int]) -> None:
-        """Read a token of each text; the most probable ones behind them take their place."""
+    def _read(self, texts: Sequence[DraftModel.Text], rows: dict[int, int]) -> None:
+        """A token of each text."""
         self._batch.clear()
         for i, token in rows.items():
             self._batch.add(token, len(texts[i].held), texts[i].seq_id, True)
         Tenancy(self.ctx).decode(self._batch)
-        for place, (i, token) in enumerate(rows.items()):
+        for i, token in rows.items():
             texts[i].held.append(token)
-            rows[i] = self.ctx.logits(place).argmax()
 
-    def _catch_up(self, text: DraftModel.Text) -> int:
-        """Read what it has not read yet; the most probable token behind it."""
+    def _catch_up(self, text: DraftModel.Text) -> None:
+        """Read what it has not read yet, with the logits behind the last token."""
         memory, tenancy = self.ctx.memory, Tenancy(self.ctx)
         if text.seq_id < 0:
             text.seq_id = tenancy.acquire()
@@ -121,8 +142,6 @@ class DraftModel:
             tenancy.decode(self._batch)
             held += tokens[begin : begin + step]
         text.agreed = len(held)
-        token: int = self.ctx.logits().argmax()
-        return token
 
 
 def _give_back(ctx: Context, seq_id: int) -> None:

@@ -2,24 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from lloyal.llama import Vocab
+    from lloyal.native.step import DraftSampler, Draws
 
-__all__ = ["Drafter", "Forcing", "check_drafter", "propose"]
+__all__ = ["Drafter", "Pick", "check_drafter", "propose"]
 
-#: ``forcing(after, most)`` of a branch: the text that its grammar leaves no choice about, behind the token that it has
-#: picked and the string `after`, `most` characters at most; and what characters may stand behind it, if they are few.
-Forcing = Callable[[str, int], tuple[str, list[str]]]
+
+class Pick:
+    """The token that a text's branch has picked and not read yet, and what can be known of those behind it."""
+
+    __slots__ = ("_draws", "_index", "_ratio", "_sampler")
+
+    def __init__(self, draws: Draws, index: int, ratio: bool) -> None:
+        self._draws, self._index, self._ratio = draws, index, ratio
+        self._sampler: DraftSampler | None = None
+
+    def sampler(self) -> DraftSampler:
+        """A copy of the branch's sampler, whose ``sample(ctx, index)`` draws the next guess from an output of `ctx`.
+
+        What it has drawn has to be proposed, up to the first token that ends the text.
+        """
+        if self._sampler is None:
+            self._sampler = self._draws.sampler(self._index, self._ratio)
+        return self._sampler
+
+    def forced(self, after: str = "", most: int = 256) -> tuple[str, list[str]]:
+        """The text that the grammar leaves no choice about, behind the token and the string `after`.
+
+        Returns
+        -------
+        text : str
+            At most `most` characters.
+        choices : list of str
+            The characters that may stand behind it, if they are few; none where the text may end.
+        """
+        return self._draws.forced(self._index, after, most)
+
+    @property
+    def made(self) -> DraftSampler | None:
+        """The sampler, if somebody has asked for it."""
+        return self._sampler
 
 
 class Drafter(Protocol):
     """Guesses the next tokens of texts. A wrong guess costs time and changes nothing.
 
-    One that asks grammars has ``propose_forced(texts, n, forcings)`` beside these, with a `Forcing` for each text; that
-    is called in place of `propose`.
+    One that wants to know more than tokens has a method ``guess(texts, n, picks)`` beside these, with a `Pick` for each
+    text, which is called in place of `propose`.
     """
 
     def check(self, vocab: Vocab) -> None:
@@ -43,9 +76,9 @@ def check_drafter(drafter: object) -> None:
 
 
 def propose(
-    drafter: Drafter, texts: Sequence[Any], n: int, forcings: Sequence[Forcing] | None
+    drafter: Drafter, texts: Sequence[Any], n: int, picks: Sequence[Pick] | None = None
 ) -> Sequence[Sequence[int]]:
-    """Ask a drafter, with what grammars force if it wants to know."""
-    ask = getattr(drafter, "propose_forced", None) if forcings is not None else None
-    guesses: Sequence[Sequence[int]] = drafter.propose(texts, n) if ask is None else ask(texts, n, forcings)
-    return guesses
+    """Ask a drafter in the way it wants to be asked."""
+    guess = None if picks is None else getattr(drafter, "guess", None)
+    found: Sequence[Sequence[int]] = drafter.propose(texts, n) if guess is None else guess(texts, n, picks)
+    return found

@@ -14,6 +14,8 @@ SAMPLINGS = {
     "dry": {"dry_multiplier": 0.8, "dry_base": 2.0, "dry_allowed_length": 1},
     "xtc": {"xtc_probability": 0.6, "xtc_threshold": 0.05},
     "typical": {"typical_p": 0.6, "top_n_sigma": 2.0},
+    "keyed": {"noise": "keyed", "repeat_penalty": 1.3},
+    "keyed, all": {"noise": "keyed", "dry_multiplier": 0.5, "xtc_probability": 0.3, "typical_p": 0.8},
     "all": {
         "repeat_penalty": 1.2,
         "dry_multiplier": 0.5,

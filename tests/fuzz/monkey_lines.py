@@ -473,7 +473,15 @@ class Lines:
             return f"keep({self.thing('Context')}.logits({self.small()}))"
         if roll < 0.26:
             name, keys = r.choice(
-                [("greedy", ""), ("top_k", "3"), ("dist", "1"), ("llama_dist", "1"), ("temp", "0.5"), ("top_p", "0.5")]
+                [
+                    ("greedy", ""),
+                    ("top_k", "3"),
+                    ("dist", "1"),
+                    ("llama_dist", "1"),
+                    ("keyed", "1"),
+                    ("temp", "0.5"),
+                    ("top_p", "0.5"),
+                ]
             )
             return f"keep(ll.Sampler.chain(ll.Sampler.{name}({keys}), ll.Sampler.greedy()))"
         if roll < 0.32:

@@ -364,7 +364,7 @@ n = len(model.vocab)
 pool = [
     lambda: Sampler.greedy(), lambda: Sampler.llama_dist(1), lambda: Sampler.dist(1), lambda: Sampler.top_k(5),
     lambda: Sampler.top_k(1), lambda: Sampler.top_k(0), lambda: Sampler.top_p(0.9), lambda: Sampler.min_p(0.1),
-    lambda: Sampler.typical(0.5), lambda: Sampler.temp(0.7), lambda: Sampler.temp(0.0),
+    lambda: Sampler.typical(0.5), lambda: Sampler.temp(0.7), lambda: Sampler.temp(0.0), lambda: Sampler.keyed(1),
     lambda: Sampler.temp_ext(0.7, 0.2, 1.0), lambda: Sampler.penalties(n, 8, 1.1, 0.1, 0.1),
     lambda: Sampler.logit_bias(n, {3: 1.0}), lambda: Sampler.xtc(0.5, 0.1, 1, 1), lambda: Sampler.top_n_sigma(1.0),
 ]

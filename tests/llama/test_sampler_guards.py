@@ -25,6 +25,8 @@ BAD_VALUES: list[tuple[str, Callable[[lloyal.Vocab], Sampler]]] = [
     ("seed=-1", lambda v: Sampler.dist(-1)),
     ("seed=4294967295", lambda v: Sampler.dist(2**32 - 1)),
     ("seed=4294967295", lambda v: Sampler.llama_dist(2**32 - 1)),
+    ("seed=-1", lambda v: Sampler.keyed(-1)),
+    ("position=-1", lambda v: Sampler.keyed(1, -1)),
     ("k=9999999999", lambda v: Sampler.top_k(9999999999)),
     ("p=1.5", lambda v: Sampler.top_p(1.5)),
     ("p=nan", lambda v: Sampler.top_p(NAN)),
@@ -133,6 +135,7 @@ def every_sampler(v: lloyal.Vocab) -> list[Sampler]:
     return [
         Sampler.greedy(),
         Sampler.dist(1),
+        Sampler.keyed(1),
         Sampler.llama_dist(1),
         Sampler.top_k(5),
         Sampler.top_p(0.5),

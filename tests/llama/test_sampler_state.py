@@ -43,12 +43,13 @@ FILTERS: dict[str, Callable[[lloyal.Vocab, int], Sampler]] = {
 PICKERS: dict[str, Callable[[lloyal.Vocab, int], Sampler]] = {
     "greedy": lambda v, _: Sampler.greedy(),
     "dist": lambda v, seed: Sampler.dist(seed),
+    "keyed": lambda v, seed: Sampler.keyed(seed, 7),
     "llama_dist": lambda v, seed: Sampler.llama_dist(seed),
     "mirostat": lambda v, seed: Sampler.mirostat(len(v), seed, 4.0, 0.3, 50),
     "mirostat_v2": lambda v, seed: Sampler.mirostat_v2(seed, 4.0, 0.3),
     "adaptive_p": lambda v, seed: Sampler.adaptive_p(0.3, 0.8, seed),
 }
-DRAW = ["dist", "llama_dist", "mirostat", "mirostat_v2", "adaptive_p", "xtc"]
+DRAW = ["dist", "keyed", "llama_dist", "mirostat", "mirostat_v2", "adaptive_p", "xtc"]
 # A text, and what nobody would pick after it, or nobody before it.
 ACCEPT = {"penalties": ("aaa", "a"), "dry": ("xyx", "y"), "grammar": ("ab(c", ")"), "lazy grammar": ("a", ":")}
 
@@ -294,7 +295,7 @@ chain = Sampler.chain(
     Sampler.grammar_lazy_patterns(vocab, 'root ::= "ab" [a-z]*', trigger_patterns=["zz"]),
     Sampler.penalties(n, 8, 1.5), Sampler.dry(vocab, 0.8, seq_breakers=[]), Sampler.xtc(0.5, 0.1, 1, 1),
     Sampler.dist(1), Sampler.llama_dist(1), Sampler.mirostat(n, 1, 5.0, 0.1), Sampler.mirostat_v2(1, 5.0, 0.1),
-    Sampler.adaptive_p(0.5, 0.5, 1))
+    Sampler.adaptive_p(0.5, 0.5, 1), Sampler.keyed(1))
 for token in vocab.tokenize("abc(x", False):
     chain.accept(token)
 chain.apply(zeros)

@@ -7,6 +7,7 @@ import json
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -269,8 +270,8 @@ def test_forced_guesses_are_spelled_as_the_vocabulary_does(nano: lloyal.Model) -
         guesses = []
 
         class Seen(Forced):
-            def propose_forced(self, *arguments: Any) -> Any:
-                guesses.append(super().propose_forced(*arguments)[0])
+            def guess(self, *arguments: Any) -> Any:
+                guesses.append(super().guess(*arguments)[0])
                 return guesses[-1:]
 
         drafter = Seen()
@@ -282,15 +283,16 @@ def test_forced_guesses_are_spelled_as_the_vocabulary_does(nano: lloyal.Model) -
             text = drafter.start()
             drafter.feed(text, ctx.vocab.tokenize(f'{{{space}"a":{space}1}}, {{'))
             known = {"{": ("", [" ", "\n", '"']), "{" + space + '"': ('a":', [" ", "\n", "x"])}
-            asked = [lambda after, most, known=known: known.get("{" + after, ("", []))]
-            (guess,) = drafter.propose_forced([text], 8, asked)
+            asked: Any = SimpleNamespace(forced=lambda after, most, known=known: known.get("{" + after, ("", [])))
+            (guess,) = drafter.guess([text], 8, [asked])
             assert ctx.vocab.detokenize(guess) == f'{space}"a":'
         assert drafter.propose([text], 4) == [[]]
 
         def too_much(after: str, most: int) -> Any:
             raise InvalidGrammar("the grammar takes too many steps")
 
-        assert drafter.propose_forced([text], 4, [too_much]) == [[]]
+        asked = SimpleNamespace(forced=too_much)
+        assert drafter.guess([text], 4, [asked]) == [[]]
 
 
 def test_what_they_are_given_is_checked(nano: lloyal.Model) -> None:

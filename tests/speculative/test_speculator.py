@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -25,6 +25,10 @@ SAMPLINGS = {
     "hot": Sampling(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, seed=6),
     "penalties": Sampling(temperature=0.7, repeat_penalty=1.2, presence_penalty=0.3, seed=7),
     "greedy, penalties": Sampling(temperature=0, repeat_penalty=1.3),
+    "keyed": Sampling(temperature=0.7, seed=9, noise="keyed"),
+    "keyed, hot": Sampling(
+        temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repeat_penalty=1.2, dry_multiplier=0.3, seed=3, noise="keyed"
+    ),
     "all": Sampling(temperature=0.9, dry_multiplier=0.5, xtc_probability=0.3, seed=8),
 }
 GRAMMAR = "root ::= [a-z0-9 =()+*:,.\\n-]*"
@@ -264,8 +268,9 @@ def test_limits_of_a_draft_are_no_errors(limit: dict[str, int], model: lloyal.Mo
             speculator.step([branch for branch in branches if not branch.ended])
 
 
+@pytest.mark.parametrize("accept", ["exact", "ratio"])
 @pytest.mark.parametrize("name", ["lfm2-swa", "gemma3", "lfm2", "mamba2"])
-def test_a_guess_is_never_refused(name: str) -> None:
+def test_a_guess_is_never_refused(name: str, accept: Literal["exact", "ratio"]) -> None:
     """Parts of different lengths, over windows and states, in small micro-batches; and what is late stays short."""
 
     class Wrong(Known):
@@ -273,7 +278,7 @@ def test_a_guess_is_never_refused(name: str) -> None:
             return [[self.rng.randrange(8, 64) for _ in range(self.rng.choice([1, 5, n]))] for _ in texts]
 
     with lloyal.Model(tiny(name)) as model, context(model, n_ctx=2048, n_seq_max=3, n_ubatch=24) as ctx:
-        speculator = Speculator(ctx, Wrong([], 0.0), n=12)
+        speculator = Speculator(ctx, Wrong([], 0.0), n=12, accept=accept)
         with BranchStore(ctx) as store:
             branches = [store.create(list(range(8, 40)), sampling=SAMPLINGS["warm"]) for _ in range(2)]
             for _ in range(40):

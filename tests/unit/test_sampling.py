@@ -98,6 +98,11 @@ def test_the_chain_is_the_one_by_hand(nano, case):
     by_hand = Sampler.chain(*stages(nano.vocab), *(sampler.clone() for sampler in DRAW))
     assert names(built) == names(by_hand)
     assert draws(built) == draws(by_hand)
+    keyed = Sampling(**(BARE | fields), noise="keyed").build(nano.vocab, position=3)
+    by_hand.chain_remove(by_hand.chain_n() - 1)
+    by_hand.reset()
+    by_hand.chain_add(Sampler.keyed(11, 3))
+    assert draws(keyed) == draws(by_hand)
 
 
 def test_temperature_0_is_greedy_and_penalties_still_count(nano):
@@ -181,6 +186,7 @@ def test_an_unknown_keyword_names_the_nearest():
         *((name, "warm") for name in ("temperature", "frequency_penalty", "seed", "top_k")),
         *((name, True) for name in ("temperature", "top_k", "seed")),
         *((name, None) for name in ("temperature", "top_k", "repeat_penalty")),
+        *(("noise", value) for value in ("gumbel", None, 1, "")),
         *((name, -1) for name in ("top_k", "repeat_last_n", "dry_allowed_length", "seed")),
         *((name, 10**400) for name in ("temperature", "top_k", "top_p", "repeat_last_n")),
         ("top_k", 1.5),

@@ -43,6 +43,7 @@ def some_sampling(rng: random.Random, n_vocab: int) -> Sampling:
         dry_multiplier=rng.choice([0, 0, 2]),
         logit_bias={token: rng.choice([-np.inf, -5.0, 2.0, 30.0]) for token in tokens},
         seed=rng.randrange(1000),
+        noise=rng.choice(["stream", "keyed"]),
     )
 
 

@@ -24,6 +24,7 @@ void BranchBox::be(const BranchBox & other) {
     tokens = other.tokens;
     row = other.row;
     shown.reset();
+    rest = other.rest;
     spare_row.reset();
     sampler = other.sampler;
     spare.reset();
@@ -102,6 +103,11 @@ Status pick_with(const BranchBox & branch, SamplerBox & sampler, Picked & out) {
         return status;
     }
     static const std::vector<llama_logit_bias> none;
+    Pcg64 * const stream = branch.rest && !branch.shown ? stream_native(sampler.leaves) : nullptr;
+    if (const Chance * drawn = stream ? draw_one(branch.rest->chances, stream->uniform()) : nullptr) {
+        out = {drawn->id, float(chance_of(branch.rest->all, drawn->id)), branch.rest->largest};
+        return {};
+    }
     const Row & row = branch.shown ? *branch.shown : *branch.row;
     return pick_row(sampler, row.data(), int32_t(row.size()), branch.biases ? *branch.biases : none, out);
 }
@@ -181,6 +187,7 @@ Status branch_sample(ContextBox & box, BranchBox & branch, llama_token & out) no
             return status;
         }
         sampler_changed(branch, std::move(sampler), LLAMA_TOKEN_NULL);
+        branch.rest.reset();
         branch.picked = picked;
         out = picked.token;
         return {};
@@ -241,6 +248,7 @@ Status branch_rewind(ContextBox & box, BranchBox & branch, int32_t n, int32_t fi
         branch.tokens = rest;
         branch.row.reset();
         branch.shown.reset();
+        branch.rest.reset();
         branch.picked = {};
         branch.accepted.reset();
         branch.ended = false;
@@ -266,6 +274,7 @@ Status branch_set_sampler(ContextBox & box, BranchBox & branch, const SamplerHan
         branch.sampler = std::move(own);
         branch.first = std::move(begin);
         branch.spare.reset();
+        branch.rest.reset();
         if (!generators) {
             branch.seed.reset();
         }
@@ -284,6 +293,7 @@ Status branch_set_biases(ContextBox & box, BranchBox & branch, const std::vector
                                                            ": only finite ones and -inf can be added"));
             }
         }
+        branch.rest.reset();
         branch.biases = biases.empty() ? nullptr : std::make_shared<const std::vector<llama_logit_bias>>(biases);
         return {};
     });
@@ -303,6 +313,7 @@ Status branch_set_row(ContextBox & box, BranchBox & branch, const float * row, s
         (show ? branch.shown : branch.row) = std::make_shared<const Row>(row, row + n);
         if (!show) {
             branch.picked = {};
+            branch.rest.reset();
         }
         return {};
     });
@@ -329,6 +340,7 @@ Status branch_merge(ContextBox & box, BranchBox & branch, const std::vector<Bran
         if (!experts.empty()) {
             branch.row = std::move(merged);
             branch.shown.reset();
+            branch.rest.reset();
             branch.picked = {};
         }
         return {};

@@ -24,6 +24,14 @@ struct Surprise {
     }
 };
 
+// What the first draw from a row is made from instead, where a guess was refused there (sample/ratio.hpp), or where one that ends
+// the text was not.
+struct Rest {
+    Chances chances;
+    Chances all;         // that the chain leaves
+    float largest = 0.0; // logit of the row
+};
+
 struct Seat; // seat.hpp
 
 struct BranchBox {
@@ -32,6 +40,7 @@ struct BranchBox {
     std::shared_ptr<Tokens> tokens;         // shared ones are never changed
     std::shared_ptr<const Row> row;         // of the token after the last; null: none, or another's
     std::shared_ptr<const Row> shown;       // what the sampler sees instead, where a function has changed it
+    std::shared_ptr<const Rest> rest;       // of the row, until something is drawn or changed
     std::shared_ptr<Row> spare_row;         // room for the next one
     SamplerHandle sampler;                  // shared ones are never changed; null: whoever commits picks
     SamplerHandle spare;                    // what `sampler` was before its last change, to be used again

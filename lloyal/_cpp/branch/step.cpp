@@ -20,8 +20,11 @@ namespace {
 struct Part {
     BranchBox * branch;
     std::vector<llama_token> tokens;
-    std::vector<Token> records; // of those it keeps
-    Draw * draw = nullptr;      // whose guesses the tokens are, from the second on
+    std::vector<Token> records;            // of those it keeps
+    Draw * draw = nullptr;                 // whose guesses the tokens are, from the second on
+    const Guesses * guesses = nullptr;     // these
+    llama_token ending = LLAMA_TOKEN_NULL; // a guess behind them all, which ends the text
+    std::shared_ptr<const Rest> rest;      // to draw from behind the last that is kept
 
     std::vector<llama_token> late; // its own, which its sequence lacks: read before
     CheckpointHandle before;       // for a state that cannot go back
@@ -141,18 +144,21 @@ class Packing {
         }
     }
 
-    // Whether the branch would pick guess `k` from the row before it.
+    // Whether the branch keeps guess `k`, by the row before it.
     bool is_right(Part & part, size_t k, const float * row) {
-        if (k == part.tokens.size()) {
+        if (k == part.tokens.size() && part.ending == LLAMA_TOKEN_NULL) {
             return false; // there is none
         }
         Draw & draw = *part.draw;
         SamplerHandle & sampler = trying(draw);
-        const std::vector<llama_logit_bias> none;
         Picked picked;
         const size_t n = n_logits(box_);
-        if (!pick_row(*sampler, row, int32_t(n), part.branch->biases ? *part.branch->biases : none, picked).ok() ||
-            picked.token != part.tokens[k] || !sampler_accept(*sampler, picked.token).ok()) {
+        const bool right = judge(part, *sampler, k, row, n, picked).ok() && picked.token == guess(part, k);
+        if (part.rest && &sampler != &draw.sampler) {
+            std::swap(draw.sampler, draw.other); // what was drawn to refuse it is not drawn again
+            return false;
+        }
+        if (!right || !sampler_accept(*sampler, picked.token).ok()) {
             return false; // if it is an error, it comes when the branch goes on
         }
         if (&sampler != &draw.sampler) {
@@ -166,6 +172,40 @@ class Packing {
         record.log_prob = row[picked.token] - log_sum_exp(row, n, picked.largest);
         part.records.push_back(record); // there is room for it
         return true;
+    }
+
+    static llama_token guess(const Part & part, size_t k) {
+        return k < part.tokens.size() ? part.tokens[k] : part.ending;
+    }
+
+    // What the branch picks in place of guess `k`, which may be that. By rejection sampling it picks the guess, or nothing, and has
+    // a rest to draw from then; so it has if the guess ends the text, which is picked by the next step.
+    static Status judge(Part & part, SamplerBox & sampler, size_t k, const float * row, size_t n,
+                        Picked & picked) noexcept {
+        return guarded(Code::decode_failed, [&]() -> Status {
+            static const std::vector<llama_logit_bias> no_biases;
+            static const Chances certain;
+            const auto & biases = part.branch->biases ? *part.branch->biases : no_biases;
+            Pcg64 * const stream = part.guesses->ratio ? stream_native(sampler.leaves) : nullptr;
+            const auto rest = stream ? std::make_shared<Rest>() : nullptr;
+            Status status = pick_row(sampler, row, int32_t(n), biases, picked, rest ? &rest->all : nullptr);
+            if (!rest || !status.ok()) {
+                return status;
+            }
+            const std::vector<Chances> & from = part.guesses->from;
+            const Chances & q = k - 1 < from.size() ? from[k - 1] : certain;
+            const bool keeps = ratio_keeps(rest->all, q, guess(part, k), stream->uniform(), rest->chances);
+            picked.token = keeps ? guess(part, k) : LLAMA_TOKEN_NULL;
+            picked.probability = keeps ? float(chance_of(rest->all, picked.token)) : -1.0f;
+            if (keeps && k == part.tokens.size()) {
+                rest->chances.assign(1, {picked.token, 1.0});
+            }
+            if (!keeps || k == part.tokens.size()) {
+                rest->largest = picked.largest;
+                part.rest = rest;
+            }
+            return {};
+        });
     }
 
     // A sampler that stands where that of the draw stands, to be changed.
@@ -239,6 +279,7 @@ Status read_parts(ContextBox & box, std::vector<Part> & parts) {
         if (!status.ok()) {
             return at(i, std::move(status));
         }
+        const size_t asked = part.tokens.size();
         if (box.map.window && part.draw) {
             const size_t room = llama_n_ubatch(box.ptr);
             part.tokens.resize(std::min(part.tokens.size(), room > part.late.size() ? room - part.late.size() : 1));
@@ -247,7 +288,10 @@ Status read_parts(ContextBox & box, std::vector<Part> & parts) {
         if (checkpoint && !take_without_evicting(box, part)) {
             part.tokens.resize(1);
         }
-        part.draw = part.tokens.size() > 1 ? part.draw : nullptr;
+        if (part.tokens.size() < asked) {
+            part.ending = LLAMA_TOKEN_NULL;
+        }
+        part.draw = part.tokens.size() > 1 || part.ending != LLAMA_TOKEN_NULL ? part.draw : nullptr;
     }
     for (Part & part : parts) { // nothing is left to fail for want of memory once rows are written
         part.row = part.branch->spare_row.use_count() == 1 ? std::move(part.branch->spare_row)
@@ -284,6 +328,7 @@ void publish(Part & part) noexcept {
         branch.spare_row = std::const_pointer_cast<Row>(branch.row);
     }
     branch.row = std::move(part.row);
+    branch.rest = std::move(part.rest);
     branch.shown.reset();
     branch.picked = {};
     branch.accepted.reset();
@@ -404,8 +449,7 @@ Status draw_forced(ContextBox &, Draw & draw, const std::vector<uint32_t> & afte
     return draw.ends ? Status() : sampler_forced(*draw.sampler, after, most, out);
 }
 
-Status branches_verify(ContextBox & box, std::vector<Draw> & draws,
-                       const std::vector<std::vector<llama_token>> & guesses,
+Status branches_verify(ContextBox & box, std::vector<Draw> & draws, const std::vector<Guesses> & guesses,
                        std::vector<std::vector<llama_token>> & out) noexcept {
     return guarded(Code::decode_failed, [&]() -> Status {
         if (!guesses.empty() && guesses.size() != draws.size()) {
@@ -425,14 +469,17 @@ Status branches_verify(ContextBox & box, std::vector<Draw> & draws,
             }
             if (status.ok() && !draw.ends) {
                 Part part{draw.branch.get(), {draw.picked.token}, draw.records};
-                for (size_t k = 0; status.ok() && !guesses.empty() && k < guesses[i].size(); ++k) {
-                    status = check_token(box, guesses[i][k]);
-                    if (status.ok() && llama_vocab_is_eog(vocab, guesses[i][k])) {
-                        break; // it would be picked, not read
+                part.guesses = guesses.empty() ? nullptr : &guesses[i];
+                for (size_t k = 0; status.ok() && part.guesses && k < part.guesses->tokens.size(); ++k) {
+                    const llama_token token = part.guesses->tokens[k];
+                    status = check_token(box, token);
+                    if (status.ok() && llama_vocab_is_eog(vocab, token)) { // it would be picked, not read
+                        part.ending = part.guesses->ratio ? token : LLAMA_TOKEN_NULL;
+                        break;
                     }
-                    part.tokens.push_back(guesses[i][k]);
+                    part.tokens.push_back(token);
                 }
-                part.draw = part.tokens.size() > 1 ? &draw : nullptr;
+                part.draw = part.tokens.size() > 1 || part.ending != LLAMA_TOKEN_NULL ? &draw : nullptr;
                 parts.push_back(std::move(part));
             }
             if (!status.ok()) {
@@ -441,7 +488,7 @@ Status branches_verify(ContextBox & box, std::vector<Draw> & draws,
         }
         std::vector<std::vector<llama_token>> made(draws.size());
         for (size_t i = 0; i < draws.size(); ++i) {
-            made[i].reserve(1 + (guesses.empty() ? 0 : guesses[i].size()));
+            made[i].reserve(1 + (guesses.empty() ? 0 : guesses[i].tokens.size()));
         }
         if (Status status = read_parts(box, parts); !status.ok()) {
             draws.clear(); // their samplers may have gone on
@@ -459,6 +506,7 @@ Status branches_verify(ContextBox & box, std::vector<Draw> & draws,
                 made[i].push_back(draw.picked.token);
                 branch.picked = draw.picked;
                 branch.ended = true;
+                branch.rest.reset();
                 sampler_changed(branch, std::move(draw.sampler), LLAMA_TOKEN_NULL);
                 continue;
             }

@@ -39,10 +39,16 @@ Status branches_draw(ContextBox & box, const std::vector<BranchHandle> & branche
 // What the grammar of a draw leaves no choice about, behind the drawn token and `after`.
 Status draw_forced(ContextBox & box, Draw & draw, const std::vector<uint32_t> & after, size_t most,
                    Forced & out) noexcept;
+// What may follow a draw.
+struct Guesses {
+    std::vector<llama_token> tokens;
+    bool ratio = false;        // kept by rejection sampling, where the branch draws from a generator
+    std::vector<Chances> from; // what each was drawn from; where there is nothing it was certain
+};
 // Reads what was drawn and the guesses behind it, in one go, and keeps those that the branch itself would pick, up to the first
 // that it would not: the tokens are those of as many steps. `out` gets what each has read, or the token that ends it.
-Status branches_verify(ContextBox & box, std::vector<Draw> & draws,
-                       const std::vector<std::vector<llama_token>> & guesses,
+// With `ratio` the tokens are others, of the same distribution; the first draw that follows is from what a refused guess leaves.
+Status branches_verify(ContextBox & box, std::vector<Draw> & draws, const std::vector<Guesses> & guesses,
                        std::vector<std::vector<llama_token>> & out) noexcept;
 
 } // namespace lloyal

@@ -14,13 +14,6 @@ uint64_t split_mix(uint64_t & state) {
     return z ^ (z >> 31);
 }
 
-uint32_t fresh_seed(uint32_t seed) {
-    while (seed == LLAMA_DEFAULT_SEED) {
-        seed = std::random_device()();
-    }
-    return seed;
-}
-
 DistSampler & self(const llama_sampler * sampler) {
     return *static_cast<DistSampler *>(sampler->ctx);
 }
@@ -82,6 +75,13 @@ void copy_state(const llama_sampler * from, llama_sampler * to) {
 }
 
 } // namespace
+
+uint32_t fresh_seed(uint32_t seed) {
+    while (seed == LLAMA_DEFAULT_SEED) {
+        seed = std::random_device()();
+    }
+    return seed;
+}
 
 Pcg64 Pcg64::from_seed(uint64_t seed) {
     uint64_t words[4];

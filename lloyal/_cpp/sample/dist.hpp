@@ -23,6 +23,9 @@ class Pcg64 {
     double uniform() { return double(next() >> 11) * 0x1.0p-53; }
 };
 
+// The seed, or one drawn for LLAMA_DEFAULT_SEED.
+uint32_t fresh_seed(uint32_t seed);
+
 // What our sampler keeps; `sampler_state.cpp` saves and restores it.
 struct DistSampler {
     uint32_t seed;     // as asked for: LLAMA_DEFAULT_SEED draws a new one at every reset

@@ -60,11 +60,6 @@ std::string named(const llama_vocab * vocab, llama_token token) {
     return text("token ", token, n > 0 ? " ('" + std::string(piece, size_t(n)) + "')" : std::string());
 }
 
-// A grammar can stand in many places at once; `n` candidates are held against each.
-TextBudget grammar_budget(size_t n) {
-    return {"the grammar", 4 * n};
-}
-
 // llama.cpp throws or aborts on a token that a grammar does not allow, and is of no use afterwards.
 Status check_grammars(const SamplerBox & box, llama_token token) {
     for (llama_sampler * grammar : box.grammars) {
@@ -171,7 +166,7 @@ Status ruled_out() {
 }
 
 // What the chain has picked among candidates.
-Status read_picked(const SamplerBox & box, const llama_token_data_array & array, Picked & out) {
+Status read_picked(const SamplerBox & box, const llama_token_data_array & array, Picked & out, Chances * left) {
     if (array.selected < 0 || size_t(array.selected) >= array.size) {
         const bool any = std::any_of(array.data, array.data + array.size,
                                      [](const llama_token_data & candidate) { return candidate.logit > -INFINITY; });
@@ -186,21 +181,33 @@ Status read_picked(const SamplerBox & box, const llama_token_data_array & array,
     }
     out.token = picked.id;
     out.probability = picked.p > 0.0f ? picked.p : 1.0f; // greedy does not say
+    if (left) {
+        left->clear();
+        const bool draws = sampler_draws(box.leaves.back());
+        for (size_t i = 0; i < array.size; ++i) {
+            if (draws && array.data[i].p > 0.0f) {
+                left->push_back({array.data[i].id, array.data[i].p});
+            }
+        }
+        if (left->empty()) {
+            left->push_back({out.token, 1.0});
+        }
+    }
     return {};
 }
 
 // Let the chain pick among candidates.
-Status pick(SamplerBox & box, llama_token_data_array array, Picked & out) {
+Status pick(SamplerBox & box, llama_token_data_array array, Picked & out, Chances * left = nullptr) {
     Status status = check_alive(box);
     if (status.ok()) {
         status = within_budget(box, array.size, [&] { llama_sampler_apply(box.ptr, &array); });
     }
-    return status.ok() ? read_picked(box, array, out) : status;
+    return status.ok() ? read_picked(box, array, out, left) : status;
 }
 
 // The same from a row of finite logits, among few of its tokens: `done` if that can be.
 Status pick_of_few(SamplerBox & box, const float * row, size_t n, const std::vector<llama_logit_bias> & biases,
-                   std::vector<llama_token_data> & room, Picked & out, bool & done) {
+                   std::vector<llama_token_data> & room, Picked & out, bool & done, Chances * left) {
     done = false;
     if (box.was_attached || box.beginning.n_kept == 0) {
         return {};
@@ -218,7 +225,7 @@ Status pick_of_few(SamplerBox & box, const float * row, size_t n, const std::vec
             done = true;
         }
     });
-    return status.ok() && done ? read_picked(box, array, out) : status;
+    return status.ok() && done ? read_picked(box, array, out, left) : status;
 }
 
 using Candidates = KeptRoom<std::vector<llama_token_data>>;
@@ -314,7 +321,7 @@ Status sample_row(SamplerBox & box, const float * row, int32_t n_vocab, llama_to
 }
 
 Status pick_row(SamplerBox & box, const float * row, int32_t n_vocab, const std::vector<llama_logit_bias> & biases,
-                Picked & out) noexcept {
+                Picked & out, Chances * left) noexcept {
     return guarded(Code::invalid_argument, [&]() -> Status {
         settle(box);
         if (Status status = check_vocab(box, n_vocab); !status.ok()) {
@@ -330,6 +337,9 @@ Status pick_row(SamplerBox & box, const float * row, int32_t n_vocab, const std:
                 return ruled_out();
             }
             out.token = llama_token(best.index);
+            if (left) {
+                left->assign(1, {out.token, 1.0});
+            }
             return {};
         }
         bool finite = best.finite;
@@ -342,7 +352,8 @@ Status pick_row(SamplerBox & box, const float * row, int32_t n_vocab, const std:
         Candidates candidates;
         std::vector<llama_token_data> & room = candidates.value;
         bool done = false;
-        if (Status status = pick_of_few(box, row, size_t(n_vocab), biases, room, out, done); done || !status.ok()) {
+        Status status = pick_of_few(box, row, size_t(n_vocab), biases, room, out, done, left);
+        if (done || !status.ok()) {
             return status;
         }
         room.resize(size_t(n_vocab));
@@ -352,7 +363,7 @@ Status pick_row(SamplerBox & box, const float * row, int32_t n_vocab, const std:
         for (const llama_logit_bias & bias : biases) {
             room[size_t(bias.token)].logit += bias.bias;
         }
-        return pick(box, {room.data(), size_t(n_vocab), -1, false}, out);
+        return pick(box, {room.data(), size_t(n_vocab), -1, false}, out, left);
     });
 }
 
@@ -389,17 +400,6 @@ Status sampler_rule_out(SamplerBox & box, std::vector<float> & row) noexcept {
         for (size_t k = 0; k < array.size; ++k) {
             row[size_t(array.data[k].id)] = array.data[k].logit;
         }
-        return {};
-    });
-}
-
-Status sampler_forced(SamplerBox & box, const std::vector<uint32_t> & after, size_t most, Forced & out) noexcept {
-    out = {};
-    if (box.grammars.size() != 1) {
-        return {};
-    }
-    return budgeted(grammar_budget(after.size() + most), Code::invalid_grammar, [&]() -> Status {
-        grammar_forced(box.grammars[0], after, most, out);
         return {};
     });
 }

@@ -5,6 +5,7 @@
 #include "core/handles.hpp"
 #include "core/pattern.hpp"
 #include "core/status.hpp"
+#include "sample/ratio.hpp"
 #include "sample/shortlist.hpp"
 
 #include "llama.h"
@@ -15,8 +16,6 @@
 #include <vector>
 
 namespace lloyal {
-
-struct Forced; // sampler_grammar.hpp
 
 struct SamplerBox {
     llama_sampler * ptr = nullptr;
@@ -98,21 +97,18 @@ Status sample(SamplerBox & box, ContextBox & context, int32_t i, llama_token & o
 Status sample_row(SamplerBox & box, const float * row, int32_t n_vocab, llama_token & out) noexcept;
 
 // The same in two steps, for who may have to forget what was picked. Biases are added to the logits before the chain sees
-// them. Nothing but the random generators of the chain moves.
+// them. Nothing but the random generators of the chain moves. `left` gets what it drew from: what was picked, if it did not.
 struct Picked {
     llama_token token = LLAMA_TOKEN_NULL;
     float probability = 1.0f; // among what the chain left to choose from
     float largest = 0.0f;     // of the logits, before biases
 };
 Status pick_row(SamplerBox & box, const float * row, int32_t n_vocab, const std::vector<llama_logit_bias> & biases,
-                Picked & out) noexcept;
+                Picked & out, Chances * left = nullptr) noexcept;
 
 // What its grammars do not allow becomes -inf.
 Status sampler_rule_out(SamplerBox & box, llama_token_data_array & array) noexcept;
 Status sampler_rule_out(SamplerBox & box, std::vector<float> & row) noexcept;
-
-// What its grammar leaves no choice about, behind `after` (sampler_grammar.hpp); nothing with several grammars.
-Status sampler_forced(SamplerBox & box, const std::vector<uint32_t> & after, size_t most, Forced & out) noexcept;
 
 // Let the sampler work on candidates; they must be at least one, with finite logits or -inf.
 Status sampler_apply(SamplerBox & box, llama_token_data_array & array) noexcept;

@@ -1,7 +1,9 @@
 // Grammar samplers: llama.cpp's own, made, copied and moved on by us where it would take time or stack without bound.
 #pragma once
 
+#include "core/budget.hpp"
 #include "core/pattern.hpp"
+#include "core/status.hpp"
 
 #include "llama-grammar.h"
 #include "llama.h"
@@ -12,6 +14,8 @@
 #include <vector>
 
 namespace lloyal {
+
+struct SamplerBox;
 
 // Null if llama.cpp refuses the grammar; the reason is in its log. Its trigger patterns are ours to search for: the regular
 // expressions beside them match nothing.
@@ -34,8 +38,12 @@ struct Forced {
     bool may_end = false;
 };
 constexpr size_t MOST_CHOICES = 8;
-// Nothing where the grammar waits, or forbids `after`. At most `most` code points. The grammar stays where it is.
-void grammar_forced(llama_sampler * sampler, const std::vector<uint32_t> & after, size_t most, Forced & out);
+// Nothing with several grammars, or where the grammar waits or forbids `after`. At most `most` code points. The grammar stays
+// where it is.
+Status sampler_forced(SamplerBox & box, const std::vector<uint32_t> & after, size_t most, Forced & out) noexcept;
+
+// What a grammar may take that looks at `n` tokens or characters.
+TextBudget grammar_budget(size_t n);
 
 // What has accepted a token already does not get it again through its chain.
 class GrammarsAside {

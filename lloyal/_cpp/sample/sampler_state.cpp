@@ -1,6 +1,6 @@
 #include "sample/sampler_state.hpp"
 
-#include "sample/dist.hpp"
+#include "sample/keyed.hpp"
 #include "sample/sampler_grammar.hpp"
 #include "sample/sampler_types.hpp"
 
@@ -241,6 +241,10 @@ void save_leaf(Writer & out, const llama_sampler * sampler) {
             out.put(dist.rng.increment);
             break;
         }
+        case SamplerType::keyed:
+            out.put(of<KeyedSampler>(sampler).seed_cur);
+            out.put(of<KeyedSampler>(sampler).position);
+            break;
         case SamplerType::llama_dist: {
             const auto & dist = of<llama_sampler_dist>(sampler);
             out.put(dist.seed_cur);
@@ -285,6 +289,10 @@ void load_leaf(Reader & in, llama_sampler * sampler) {
             dist.rng.increment = in.get<unsigned __int128>() | 1;
             break;
         }
+        case SamplerType::keyed:
+            of<KeyedSampler>(sampler).seed_cur = in.get<uint32_t>();
+            of<KeyedSampler>(sampler).position = in.get<uint64_t>();
+            break;
         case SamplerType::llama_dist: {
             auto & dist = of<llama_sampler_dist>(sampler);
             dist.seed_cur = in.get<uint32_t>();
@@ -441,6 +449,10 @@ void follow_native(const std::vector<llama_sampler *> & from, const std::vector<
                 of<DistSampler>(to[i]).seed_cur = of<DistSampler>(from[i]).seed_cur;
                 of<DistSampler>(to[i]).rng = of<DistSampler>(from[i]).rng;
                 break;
+            case SamplerType::keyed:
+                of<KeyedSampler>(to[i]).seed_cur = of<KeyedSampler>(from[i]).seed_cur;
+                of<KeyedSampler>(to[i]).position = of<KeyedSampler>(from[i]).position;
+                break;
             case SamplerType::empty:
             case SamplerType::greedy:
             case SamplerType::top_k:
@@ -470,7 +482,11 @@ void carry_native(const llama_sampler * from, llama_sampler * to, bool generator
                 continue;
             }
             used[i] = true;
-            if (grammar ? grammars && sampler_config(sources[i]) == sampler_config(leaf) : generators) {
+            if (type == SamplerType::keyed) { // it stands where the text does, whatever was drawn
+                if (generators) {
+                    of<KeyedSampler>(leaf).seed_cur = of<KeyedSampler>(sources[i]).seed_cur;
+                }
+            } else if (grammar ? grammars && sampler_config(sources[i]) == sampler_config(leaf) : generators) {
                 std::vector<uint8_t> state;
                 Writer writer(state);
                 save_leaf(writer, sources[i]);
@@ -480,6 +496,11 @@ void carry_native(const llama_sampler * from, llama_sampler * to, bool generator
             break;
         }
     }
+}
+
+Pcg64 * stream_native(const std::vector<llama_sampler *> & leaves) {
+    const bool draws = !leaves.empty() && sampler_type(leaves.back()) == SamplerType::dist;
+    return draws ? &of<DistSampler>(leaves.back()).rng : nullptr;
 }
 
 void reseed_native(llama_sampler * sampler, uint32_t seed) {
@@ -495,6 +516,7 @@ void reseed_native(llama_sampler * sampler, uint32_t seed) {
                 dist.rng = Pcg64::from_seed(seed);
                 break;
             }
+            case SamplerType::keyed: of<KeyedSampler>(leaf).seed_cur = seed; break;
             case SamplerType::llama_dist: {
                 auto & dist = of<llama_sampler_dist>(leaf);
                 begin(dist);

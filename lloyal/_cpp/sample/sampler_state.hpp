@@ -2,6 +2,7 @@
 #pragma once
 
 #include "core/status.hpp"
+#include "sample/dist.hpp"
 
 #include "llama.h"
 
@@ -29,6 +30,8 @@ void follow_native(const std::vector<llama_sampler *> & from, const std::vector<
 // For the samplers that both have, whatever their parameters: random generators (and what else moves with every draw), and
 // where grammars of the same rules stand.
 void carry_native(const llama_sampler * from, llama_sampler * to, bool generators, bool grammars);
+// The generator that the last sampler draws from: null if it has none, as where chance is keyed to positions.
+Pcg64 * stream_native(const std::vector<llama_sampler *> & leaves);
 // Random generators as they begin with this seed.
 void reseed_native(llama_sampler * sampler, uint32_t seed);
 

@@ -32,6 +32,7 @@ enum class SamplerType : uint8_t {
     logit_bias,
     infill,
     dist,
+    keyed,
 };
 
 SamplerType sampler_type(const llama_sampler * sampler);
@@ -58,6 +59,9 @@ int32_t sampler_n_vocab(const llama_sampler * sampler);
 size_t sampler_keeps(const llama_sampler * sampler);
 // Whether a sampler does to each token what it would do without the others, and raises no logit but those that it appends.
 bool sampler_raises(const llama_sampler * sampler, std::vector<llama_token> & tokens);
+
+// Whether a sampler draws from the probabilities that it leaves with the candidates.
+bool sampler_draws(const llama_sampler * sampler);
 
 // What a sampler that runs on a back end does to the candidates there.
 struct BackendEffect {
