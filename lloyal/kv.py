@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakKeyDictionary
 
 from lloyal.errors import CacheFull, DecodeFailed, InvalidArgument, NoLease
-from lloyal.llama import Batch, build_info
+from lloyal.llama import Batch, BatchExt, build_info
 from lloyal.native import lease as native
 
 if TYPE_CHECKING:
@@ -128,6 +128,10 @@ class Tenancy:
     def decode(self, batch: Batch) -> None:
         """`Context.decode` for batches that write leased ids."""
         native.decode_as_tenant(self._context, batch)
+
+    def process(self, batch: BatchExt) -> None:
+        """``Context.process("decode", batch)`` for batches that write leased ids."""
+        native.process_as_tenant(self._context, batch)
 
     @contextmanager
     def lease(self) -> Iterator[int]:

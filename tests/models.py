@@ -172,7 +172,7 @@ class Recipe:
         writer.add_token_list([f"tok_{i}" for i in range(N_VOCAB)])
         writer.add_token_scores([0.0] * N_VOCAB)
         for name, values in self.tensors.items():
-            writer.add_tensor(name, values.astype(np.float32))
+            writer.add_tensor(name, values if values.dtype == np.int64 else values.astype(np.float32))
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()

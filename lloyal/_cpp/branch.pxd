@@ -78,6 +78,9 @@ cdef extern from "branch/branch.hpp" namespace "lloyal" nogil:
         const ContextHandle& ctx, const BranchBox& branch, size_t begin, vector[c.llama_token]& out)
     Status branch_row "lloyal::inside<lloyal::branch_row>"(
         const ContextHandle& ctx, const BranchBox& branch, RowHandle& out)
+    Status branch_hidden "lloyal::inside<lloyal::branch_hidden>"(
+        const ContextHandle& ctx, BranchBox& branch, const vector[int32_t]& layers, int32_t begin, int32_t& first,
+        vector[float]& out)
     Status branch_sampler_state "lloyal::inside<lloyal::branch_sampler_state>"(
         const ContextHandle& ctx, const BranchBox& branch, vector[uint8_t]& out)
 

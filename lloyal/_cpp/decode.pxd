@@ -59,6 +59,19 @@ cdef extern from "decode/decode.hpp" namespace "lloyal" nogil:
         const ContextHandle& ctx, const Batch& batch)
     int32_t process_n_embd(const ContextBox& box, bool encoding)
 
+cdef extern from "decode/hidden.hpp" namespace "lloyal" nogil:
+    Status context_keep_hidden "lloyal::inside<lloyal::context_keep_hidden>"(
+        const ContextHandle& ctx, const vector[int32_t]& layers, int32_t most)
+    Status context_is_on "lloyal::inside<lloyal::context_is_on>"(
+        const ContextHandle& ctx, const ContextHandle& parent, bool& out)
+    cppclass HeadInfo:
+        bool mtp
+        bool shared
+        bool chained
+        int32_t n_embd
+        int32_t n_embd_features
+    Status context_head_info "lloyal::inside<lloyal::context_head_info>"(const ContextHandle& ctx, HeadInfo& out)
+
 cdef extern from "decode/log_probs.hpp" namespace "lloyal" nogil:
     cppclass LogProb:
         double value

@@ -3,8 +3,9 @@
 
 from lloyal.llama.base import ContextBase
 from lloyal.llama.batch import Batch
+from lloyal.llama.batch_ext import BatchExt
 
-__all__ = ["decode_as_tenant", "lease_acquire", "lease_available", "lease_release"]
+__all__ = ["decode_as_tenant", "lease_acquire", "lease_available", "lease_release", "process_as_tenant"]
 
 def lease_acquire(ctx: ContextBase) -> int:
     """Lease a free sequence id, from the top. Releases the GIL."""
@@ -17,3 +18,6 @@ def lease_available(ctx: ContextBase) -> int:
 
 def decode_as_tenant(ctx: ContextBase, batch: Batch) -> None:
     """`Context.decode`, where the batch may write leased sequences. Releases the GIL."""
+
+def process_as_tenant(ctx: ContextBase, batch: BatchExt) -> None:
+    """``Context.process("decode", batch)``, where the batch may write leased sequences. Releases the GIL."""

@@ -7,10 +7,11 @@ cimport lloyal._cpp.core as core
 from lloyal.llama.args cimport as_int32
 from lloyal.llama.base cimport ContextBase
 from lloyal.llama.batch cimport Batch
+from lloyal.llama.batch_ext cimport BatchExt
 from lloyal.llama.decode cimport run
 from lloyal.llama.status cimport check
 
-__all__ = ["decode_as_tenant", "lease_acquire", "lease_available", "lease_release"]
+__all__ = ["decode_as_tenant", "lease_acquire", "lease_available", "lease_release", "process_as_tenant"]
 
 
 def lease_acquire(ContextBase ctx not None) -> int:
@@ -47,3 +48,8 @@ def lease_available(ContextBase ctx not None) -> int:
 def decode_as_tenant(ContextBase ctx not None, Batch batch not None) -> None:
     """`Context.decode`, where the batch may write leased sequences. Releases the GIL."""
     run(ctx, batch, False, True, False)
+
+
+def process_as_tenant(ContextBase ctx not None, BatchExt batch not None) -> None:
+    """``Context.process("decode", batch)``, where the batch may write leased sequences. Releases the GIL."""
+    run(ctx, batch.build(ctx), False, True, True)

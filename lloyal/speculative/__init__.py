@@ -3,6 +3,7 @@
 from lloyal.native.step import DraftSampler
 from lloyal.speculative.chain import Chain
 from lloyal.speculative.forced import Forced
+from lloyal.speculative.heads import MTP, DFlash, Eagle3
 from lloyal.speculative.loop import Speculator, SpeculatorStats, speculator_for
 from lloyal.speculative.model import DraftModel
 from lloyal.speculative.ngram import NGram
@@ -11,10 +12,13 @@ from lloyal.speculative.suffix import Suffix
 from lloyal.speculative.synthetic import Synthetic
 
 __all__ = [
+    "MTP",
     "Chain",
+    "DFlash",
     "DraftModel",
     "DraftSampler",
     "Drafter",
+    "Eagle3",
     "Forced",
     "NGram",
     "Pick",

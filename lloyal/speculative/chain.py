@@ -8,9 +8,10 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from lloyal.errors import InvalidArgument
-from lloyal.speculative.protocol import Drafter, Pick, check_drafter, propose
+from lloyal.speculative.protocol import Drafter, Pick, attach, check_drafter, propose
 
 if TYPE_CHECKING:
+    from lloyal.context import Context
     from lloyal.llama import Vocab
 
 __all__ = ["Chain"]
@@ -63,6 +64,11 @@ class Chain:
         """All of them must take the vocabulary."""
         for drafter in self.drafters:
             drafter.check(vocab)
+
+    def attach(self, ctx: Context) -> None:
+        """For those that read more than tokens."""
+        for drafter in self.drafters:
+            attach(drafter, ctx)
 
     def start(self) -> Chain.Text:
         """A text of each."""

@@ -15,7 +15,7 @@ from lloyal.errors import CacheFull, InvalidArgument, NoLease
 from lloyal.native import step as native
 from lloyal.prompt import check_count, check_max_tokens
 from lloyal.speculative.cost import Cost, Rates, Widths
-from lloyal.speculative.protocol import Pick, check_drafter, propose
+from lloyal.speculative.protocol import Pick, attach, check_drafter, propose
 
 if TYPE_CHECKING:
     from lloyal.llama.common import ChatPrompt
@@ -123,6 +123,7 @@ class Speculator:
         if accept not in NOISE:
             raise InvalidArgument(f"accept={accept!r} must be one of {', '.join(map(repr, NOISE))}")
         drafter.check(ctx.vocab)
+        attach(drafter, ctx)
         self.ctx, self.drafter = ctx, drafter
         self.accept = accept
         self.stats = SpeculatorStats()
@@ -197,7 +198,7 @@ class Speculator:
             draws = native.draw(self.ctx, branches)
             able = [i for i, ends in enumerate(draws.ends) if not (ends or branches[i]._steers)]
             heard, lag = self._hear(branches, able, draws.tokens)
-            picks = [Pick(draws, i, self.accept == "ratio") for i in able]
+            picks = [Pick(branches[i], draws, i, self.accept == "ratio") for i in able]
             found = self._guess(picks, heard, n)
             lengths = [len(guess) for guess in found]
             if self.n is None:

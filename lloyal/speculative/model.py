@@ -12,6 +12,7 @@ from lloyal.context import Context
 from lloyal.errors import CacheFull, Closed, InvalidArgument, InvalidBatch, NoLease, Unsupported
 from lloyal.kv import Tenancy
 from lloyal.llama import Batch
+from lloyal.speculative.protocol import check_vocab
 
 if TYPE_CHECKING:
     from lloyal.llama import Vocab
@@ -47,13 +48,7 @@ class DraftModel:
 
     def check(self, vocab: Vocab) -> None:
         """The vocabularies must be of one size, with the same pieces."""
-        mine = self.ctx.vocab
-        some = range(0, vocab.n_tokens, max(1, vocab.n_tokens // 256))
-        if mine.n_tokens != vocab.n_tokens or any(mine.token_to_piece(t) != vocab.token_to_piece(t) for t in some):
-            raise InvalidArgument(
-                f"the draft model has another vocabulary ({mine.n_tokens} tokens, not {vocab.n_tokens}): "
-                "take a draft that was made for this model"
-            )
+        check_vocab(self.ctx.vocab, vocab)
 
     def start(self) -> DraftModel.Text:
         """A text; it takes a sequence when one is free."""

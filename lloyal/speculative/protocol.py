@@ -5,20 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from lloyal.errors import InvalidArgument
+from lloyal.native.hidden import hidden_rows
+
 if TYPE_CHECKING:
+    from lloyal.context import Context
     from lloyal.llama import Vocab
+    from lloyal.native.branch import BranchBase
     from lloyal.native.step import DraftSampler, Draws
 
-__all__ = ["Drafter", "Pick", "check_drafter", "propose"]
+__all__ = ["Drafter", "Pick", "attach", "check_drafter", "check_vocab", "propose"]
 
 
 class Pick:
     """The token that a text's branch has picked and not read yet, and what can be known of those behind it."""
 
-    __slots__ = ("_draws", "_index", "_ratio", "_sampler")
+    __slots__ = ("_branch", "_draws", "_index", "_ratio", "_sampler")
 
-    def __init__(self, draws: Draws, index: int, ratio: bool) -> None:
-        self._draws, self._index, self._ratio = draws, index, ratio
+    def __init__(self, branch: BranchBase, draws: Draws, index: int, ratio: bool) -> None:
+        self._branch, self._draws, self._index, self._ratio = branch, draws, index, ratio
         self._sampler: DraftSampler | None = None
 
     def sampler(self) -> DraftSampler:
@@ -42,6 +47,20 @@ class Pick:
         """
         return self._draws.forced(self._index, after, most)
 
+    def hidden(self, layers: Sequence[int], begin: int) -> tuple[int, Any]:
+        """Hidden rows of the tokens that the branch has read, from `begin` on: the inputs of some layers, side by side.
+
+        A drafter that wants them has a method ``attach(ctx)`` too, which has the context keep them
+        (`lloyal.native.hidden.keep_hidden`) before branches read.
+
+        Returns
+        -------
+        first : int
+            The token of the first row: later than `begin` if those before are gone.
+        rows : ndarray of float32, shape (n, values)
+        """
+        return hidden_rows(self._branch, layers, begin)
+
     @property
     def made(self) -> DraftSampler | None:
         """The sampler, if somebody has asked for it."""
@@ -52,7 +71,7 @@ class Drafter(Protocol):
     """Guesses the next tokens of texts. A wrong guess costs time and changes nothing.
 
     One that wants to know more than tokens has a method ``guess(texts, n, picks)`` beside these, with a `Pick` for each
-    text, which is called in place of `propose`.
+    text, which is called in place of `propose`. One with a method ``attach(ctx)`` is told the branches' context.
     """
 
     def check(self, vocab: Vocab) -> None:
@@ -66,6 +85,16 @@ class Drafter(Protocol):
 
     def propose(self, texts: Sequence[Any], n: int) -> Sequence[Sequence[int]]:
         """At most `n` tokens for each text; none where it has no idea."""
+
+
+def check_vocab(mine: Vocab, vocab: Vocab) -> None:
+    """`InvalidArgument` unless they are of one size, with the same pieces."""
+    some = range(0, vocab.n_tokens, max(1, vocab.n_tokens // 256))
+    if mine.n_tokens != vocab.n_tokens or any(mine.token_to_piece(t) != vocab.token_to_piece(t) for t in some):
+        raise InvalidArgument(
+            f"the draft model has another vocabulary ({mine.n_tokens} tokens, not {vocab.n_tokens}): "
+            "take a draft that was made for this model"
+        )
 
 
 def check_drafter(drafter: object) -> None:
@@ -82,3 +111,9 @@ def propose(
     guess = None if picks is None else getattr(drafter, "guess", None)
     found: Sequence[Sequence[int]] = drafter.propose(texts, n) if guess is None else guess(texts, n, picks)
     return found
+
+
+def attach(drafter: Drafter, ctx: Context) -> None:
+    """Tell a drafter the branches' context, if it asks for that."""
+    if (tell := getattr(drafter, "attach", None)) is not None:
+        tell(ctx)

@@ -26,6 +26,7 @@ RINGS = [
     # 4: branches and speculation
     "branch.rows branch.checkpoint branch.branch branch.tree branch.store branch.search branch "
     "speculative.protocol speculative.ngram speculative.automaton speculative.suffix speculative.model "
+    "speculative.heads "
     "speculative.chain speculative.forced speculative.synthetic speculative.cost speculative.loop speculative",
     # 5: sessions
     "session scheduler generation_many generation aio conversation scoring embedding",

@@ -71,7 +71,7 @@ def test_a_guess_does_not_know_a_generator(draft_model: lloyal.Model) -> None:
         draws = native.draw(ctx, [branch])
         text = drafter.start()
         drafter.feed(text, [*branch.tokens, *draws.tokens])
-        guesses = drafter.guess([text], 4, [Pick(draws, 0, False)])[0]
+        guesses = drafter.guess([text], 4, [Pick(branch, draws, 0, False)])[0]
         chain = Sampling(temperature=0, repeat_penalty=3.0)
         plain = store.create(branch.tokens, sampling=chain, grammar=GRAMMAR)
         plain.commit(draws.tokens[0])

@@ -22,6 +22,7 @@ Status check_row(const BranchBox & branch) {
 
 void BranchBox::be(const BranchBox & other) {
     tokens = other.tokens;
+    hidden = other.hidden;
     row = other.row;
     shown.reset();
     rest = other.rest;
@@ -96,6 +97,15 @@ void own_tokens(BranchBox & branch, size_t n) {
         branch.tokens = std::make_shared<Tokens>(*branch.tokens);
     }
     branch.tokens->make_room(n);
+}
+
+void own_hidden(BranchBox & branch) {
+    if (!branch.hidden) {
+        branch.hidden = std::make_shared<Hidden>();
+    } else if (branch.hidden.use_count() > 1) {
+        branch.hidden = std::make_shared<Hidden>(*branch.hidden);
+    }
+    branch.hidden->make_room();
 }
 
 Status pick_with(const BranchBox & branch, SamplerBox & sampler, Picked & out) {
@@ -246,6 +256,10 @@ Status branch_rewind(ContextBox & box, BranchBox & branch, int32_t n, int32_t fi
             branch.spare.reset();
         }
         branch.tokens = rest;
+        if (branch.hidden) {
+            own_hidden(branch);
+            branch.hidden->cut(branch.position());
+        }
         branch.row.reset();
         branch.shown.reset();
         branch.rest.reset();
@@ -431,6 +445,25 @@ Status branch_row(ContextBox & box, const BranchBox & branch, std::shared_ptr<co
     return for_branch(box, branch, [&]() -> Status {
         out = branch.row;
         return check_row(branch);
+    });
+}
+
+Status branch_hidden(ContextBox & box, BranchBox & branch, const std::vector<int32_t> & layers, Pos begin, Pos & first,
+                     std::vector<float> & out) noexcept {
+    return for_branch(box, branch, [&]() -> Status {
+        out.clear();
+        first = branch.position();
+        if (!branch.hidden || branch.hidden->end() != branch.position() || branch.hidden->sources()->layers != layers) {
+            return {};
+        }
+        const Pos from = std::min(std::max(begin, branch.hidden->begin()), branch.position());
+        branch.hidden->copy(from, out);
+        first = from;
+        if (begin > branch.hidden->begin()) {
+            own_hidden(branch);
+            branch.hidden->drop(begin);
+        }
+        return {};
     });
 }
 

@@ -2,6 +2,7 @@
 // forks of a branch until one of them changes it: rows of the cache, logits, the sampler, the tokens.
 #pragma once
 
+#include "branch/hidden_runs.hpp"
 #include "branch/tokens.hpp"
 #include "decode/log_probs.hpp"
 #include "sample/sampler.hpp"
@@ -38,6 +39,7 @@ struct BranchBox {
     ContextHandle context;
     std::shared_ptr<Seat> seat;             // null: nothing read yet
     std::shared_ptr<Tokens> tokens;         // shared ones are never changed
+    std::shared_ptr<Hidden> hidden;         // nor these; null: none
     std::shared_ptr<const Row> row;         // of the token after the last; null: none, or another's
     std::shared_ptr<const Row> shown;       // what the sampler sees instead, where a function has changed it
     std::shared_ptr<const Rest> rest;       // of the row, until something is drawn or changed
@@ -118,6 +120,10 @@ Status branch_tokens(ContextBox & box, const BranchBox & branch, size_t begin, s
 Status branch_token_ids(ContextBox & box, const BranchBox & branch, size_t begin,
                         std::vector<llama_token> & out) noexcept;
 Status branch_row(ContextBox & box, const BranchBox & branch, std::shared_ptr<const Row> & out) noexcept;
+// The hidden rows of its tokens from `begin` on, or from a later `first` on if those before are gone; `first` is its position if
+// there are none to its end, or not of these layers. What is in front of `begin` is kept no longer.
+Status branch_hidden(ContextBox & box, BranchBox & branch, const std::vector<int32_t> & layers, Pos begin, Pos & first,
+                     std::vector<float> & out) noexcept;
 Status branch_sampler_state(ContextBox & box, const BranchBox & branch, std::vector<uint8_t> & out) noexcept;
 
 Status check_branch(const ContextBox & box, const BranchBox & branch);
@@ -140,5 +146,7 @@ Status pick_with(const BranchBox & branch, SamplerBox & sampler, Picked & out);
 Token accepted_token(const BranchBox & branch, llama_token token, const Picked & picked, bool from_row = false);
 // Tokens of its own, with room for `n` more.
 void own_tokens(BranchBox & branch, size_t n);
+// Hidden rows of its own, with room for what it reads next.
+void own_hidden(BranchBox & branch);
 
 } // namespace lloyal

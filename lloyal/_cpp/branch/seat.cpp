@@ -2,6 +2,7 @@
 
 #include "core/lease.hpp"
 #include "decode/decode.hpp"
+#include "decode/hidden.hpp"
 #include "decode/outputs.hpp"
 
 #include <algorithm>
@@ -190,6 +191,10 @@ Status branch_compute_logits(ContextBox & box, BranchBox & branch) noexcept {
         }
         auto row = std::make_shared<Row>(n_logits(box));
         const Pos last = branch.position() - 1;
+        const bool lacks_hidden = box.hidden && (!branch.hidden || branch.hidden->end() != branch.position());
+        if (lacks_hidden) {
+            own_hidden(branch);
+        }
         if (Status status = seat_rows(box, branch, last); !status.ok()) {
             return status;
         }
@@ -200,6 +205,12 @@ Status branch_compute_logits(ContextBox & box, BranchBox & branch) noexcept {
         const float * computed = nullptr;
         if (status.ok()) {
             status = find_logits(box, 0, computed);
+        }
+        if (const float * hidden = hidden_row(box, 0); status.ok() && lacks_hidden && hidden) {
+            auto block = std::make_shared<Hidden::Block>();
+            block->sources = box.hidden;
+            block->values.assign(hidden, hidden + box.hidden->width);
+            branch.hidden->add(std::move(block), last, 1);
         }
         if (status.ok()) {
             std::copy(computed, computed + row->size(), row->begin());

@@ -3,6 +3,7 @@
 #include "branch/seat.hpp"
 #include "core/kept_room.hpp"
 #include "decode/decode.hpp"
+#include "decode/hidden.hpp"
 #include "decode/outputs.hpp"
 #include "sample/sampler_state.hpp"
 
@@ -26,9 +27,10 @@ struct Part {
     llama_token ending = LLAMA_TOKEN_NULL; // a guess behind them all, which ends the text
     std::shared_ptr<const Rest> rest;      // to draw from behind the last that is kept
 
-    std::vector<llama_token> late; // its own, which its sequence lacks: read before
-    CheckpointHandle before;       // for a state that cannot go back
-    std::shared_ptr<Row> row;      // behind the last that is kept
+    std::vector<llama_token> late;         // its own, which its sequence lacks: read before
+    CheckpointHandle before;               // for a state that cannot go back
+    std::shared_ptr<Row> row;              // behind the last that is kept
+    std::shared_ptr<Hidden::Block> hidden; // of `tokens`; null: none are kept
 
     size_t size() const { return late.size() + tokens.size(); }
     Pos begin() const { return branch->position() - Pos(late.size()); }
@@ -95,6 +97,9 @@ class Packing {
                     wanted_.push_back({i, k - part.late.size(), int32_t(batch_.size())});
                 }
                 const llama_token token = k < part.late.size() ? part.late[k] : part.tokens[k - part.late.size()];
+                if (part.hidden && k >= part.late.size()) {
+                    hidden_.push_back({i, size_t(batch_.size())});
+                }
                 batch_.add(token, part.begin() + Pos(k), &part.branch->seat->seq, 1, wanted);
             }
             if (apart && part.draw && batch_.size()) {
@@ -132,8 +137,17 @@ class Packing {
                 take(parts_[wanted.part], wanted.token, row);
             }
         }
+        for (const auto & [part, place] : hidden_) {
+            std::shared_ptr<Hidden::Block> & hidden = parts_[part].hidden;
+            if (const float * row = status.ok() && hidden ? hidden_row(box_, place) : nullptr) {
+                hidden->values.insert(hidden->values.end(), row, row + box_.hidden->width); // there is room for it
+            } else {
+                hidden.reset(); // none rather than those of other tokens
+            }
+        }
         batch_.clear();
         wanted_.clear();
+        hidden_.clear();
         return status;
     }
 
@@ -235,6 +249,7 @@ class Packing {
     KeptRoom<Batch> room_;
     Batch & batch_ = room_.value;
     std::vector<Wanted> wanted_;
+    std::vector<std::pair<size_t, size_t>> hidden_; // part, place in the batch: of those whose hidden rows are kept
 };
 
 // Whether a state may have to go back further than its snapshots reach.
@@ -298,6 +313,14 @@ Status read_parts(ContextBox & box, std::vector<Part> & parts) {
                                                            : std::make_shared<Row>(n_logits(box));
         part.records.reserve(part.tokens.size());
         own_tokens(*part.branch, part.tokens.size());
+        if (box.hidden) {
+            part.hidden = std::make_shared<Hidden::Block>();
+            part.hidden->sources = box.hidden;
+            part.hidden->values.reserve(part.tokens.size() * box.hidden->width);
+        }
+        if (box.hidden || part.branch->hidden) {
+            own_hidden(*part.branch);
+        }
     }
     Status status = Packing(box, parts).run();
     for (Part & part : parts) {
@@ -318,6 +341,9 @@ Status read_parts(ContextBox & box, std::vector<Part> & parts) {
 // Now nothing fails any more.
 void publish(Part & part) noexcept {
     BranchBox & branch = *part.branch;
+    if (branch.hidden) {
+        branch.hidden->add(std::move(part.hidden), branch.position(), Pos(part.records.size()));
+    }
     for (const Token & token : part.records) {
         branch.count(token);
         branch.tokens->add(token); // there is room for it

@@ -195,6 +195,7 @@ Status context_create(ModelHandle model, llama_context_params params, ContextHan
         ContextHandle box = make_handle<ContextBox>(std::move(model), context, params, parent ? &parent->map : nullptr);
         graph_check_install(*context);
         graph_check(*context);
+        draft_check(*context, parent ? parent->ptr : nullptr);
         if (params.embeddings) {
             embeddings_check(*context);
         }

@@ -80,6 +80,13 @@ enum class Lease : uint8_t { none = 0, tenant, checkpoint };
 // Settling, a thread frees what was given up: others wait that moment instead of hearing Busy.
 enum class Use : uint8_t { idle = 0, busy, stopping, settling };
 
+// Which hidden rows of a token are kept beside its logits (decode/hidden.hpp): the inputs of layers, one after another.
+struct HiddenSources {
+    std::vector<int32_t> layers; // the number of layers stands for what a prediction head gets
+    size_t width = 0;            // values of a token
+    Pos most = 0;                // tokens of a branch whose rows wait to be asked for
+};
+
 struct ContextBox {
     ModelHandle model;
     // Whatever else the native context points into: a parent context.
@@ -102,6 +109,10 @@ struct ContextBox {
     bool graph_has_logits = true;  // some models have none, or none where there are embeddings
     bool has_logits = true;        // of the last batch
     std::vector<SeqId> output_seq; // output -> its sequence; only kept while there are `samplers`
+
+    std::shared_ptr<const HiddenSources> hidden; // of what branches read; null: nothing is kept
+    std::vector<float> hidden_rows;              // of the last batch, in its order; empty: not known
+    bool in_slices = false;                      // the last batch was: hidden rows are those of the last slice
 
     std::vector<bool> encoded; // by sequence: the last encode() had tokens of it (encoder-decoder models)
     uint64_t encoding = 0;     // names what the last encode() left behind: every later row depends on it
@@ -128,6 +139,8 @@ struct ContextBox {
         output_index.clear();
         output_seq.clear();
         n_outputs = 0;
+        hidden_rows.clear();
+        in_slices = false;
     }
 };
 using ContextHandle = std::shared_ptr<ContextBox>;

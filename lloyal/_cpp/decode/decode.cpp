@@ -1,6 +1,7 @@
 #include "decode/decode.hpp"
 
 #include "core/log.hpp"
+#include "decode/hidden.hpp"
 #include "decode/plan.hpp"
 #include "state/checkpoint.hpp"
 
@@ -61,6 +62,12 @@ Status check_batch(const ContextBox & box, const Batch & batch, bool encoding, b
     if (const uint32_t most = context.get_cparams().n_outputs_max; n_outputs > most) {
         return invalid(text("the batch wants ", n_outputs, " outputs, this context was made for ", most,
                             " at once (n_outputs_max): ask for fewer, split it, or raise the limit"));
+    }
+    // Their graphs compute the logits of all tokens, and llama.cpp takes the first of them for those that were asked for.
+    const llm_arch arch = box.model->ptr->arch;
+    if (!encoding && (arch == LLM_ARCH_EAGLE3 || arch == LLM_ARCH_DFLASH) && n_outputs != 0 && n_outputs != n) {
+        return invalid(text("the batch wants ", n_outputs, " outputs for ", n, " tokens, and ", llm_arch_name(arch),
+                            " models give them for all or none: put the others in a batch of their own"));
     }
     if (batch.has_embd() && batch.n_embd() != n_embd) {
         return invalid(text("embedding rows have ", batch.n_embd(), " values, the model takes ", n_embd));
@@ -333,14 +340,18 @@ template <typename Native> Status run_decode(ContextBox & box, Batch & batch, bo
         box.poll_after_us = llama_time_us() + 20'000; // a short step never asks Python
         box.drop_outputs();
         Status status;
-        for (size_t i = 0; status.ok() && i < slices.size(); ++i) {
-            status = compute(box, slices[i], native);
-        }
-        if (slices.empty()) {
-            status = compute(box, batch, native);
+        for (size_t i = 0; status.ok() && i < std::max(slices.size(), size_t(1)); ++i) {
+            Batch & part = slices.empty() ? batch : slices[i];
+            status = compute(box, part, native);
+            if (status.ok() && box.hidden) {
+                collect_hidden(box, part.size());
+            }
         }
         if (status.ok()) {
+            std::vector<float> hidden = std::move(box.hidden_rows); // setting the outputs drops them
             set_outputs(box, batch, every_token_outputs(box));
+            box.hidden_rows = std::move(hidden);
+            box.in_slices = !slices.empty();
             box.has_logits = box.graph_has_logits;
         }
         return status;

@@ -23,9 +23,17 @@ Status check_layer(const ContextBox & box, int32_t layer) {
                                                      ", and ", n_layer, " stands for the input of the head"));
 }
 
+Status check_whole(const ContextBox & box) {
+    return box.in_slices ? Status(Code::no_logits, "the last batch was computed in slices, which leave nothing behind")
+                         : Status();
+}
+
 // The index of a token of the last batch, whether it has an output or not.
 Status check_token(const ContextBox & box, int32_t i) {
     const int32_t n = int32_t(box.output_index.size());
+    if (Status status = check_whole(box); !status.ok()) {
+        return status;
+    }
     if (n == 0) {
         return Status(Code::no_logits, "there is nothing yet: nothing was decoded since this was turned on");
     }
@@ -105,6 +113,16 @@ Status find_nextn(ContextBox & box, int32_t i, const float *& out) noexcept {
         }
         int32_t row = 0;
         Status status = params.embeddings_nextn_masked ? output_index(box, i, row) : check_token(box, i);
+        if (status.ok()) {
+            status = check_whole(box);
+        }
+        // These graphs compute the rows of all tokens, and llama.cpp takes the first of them for those with outputs.
+        if (status.ok() && params.embeddings_nextn_masked && size_t(box.n_outputs) < box.output_index.size() &&
+            params.ctx_type == LLAMA_CONTEXT_TYPE_MTP) {
+            status =
+                Status(Code::no_logits, "a prediction head gives the hidden states of batches whose entries all have "
+                                        "outputs: ask for all, or for the rest in a batch of its own");
+        }
         if (!status.ok()) {
             return status;
         }

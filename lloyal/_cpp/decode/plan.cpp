@@ -81,9 +81,12 @@ Status cut_up(const ContextBox & box, const Batch & batch, const std::string & w
             begins.push_back(i);
         }
     }
-    bool extracts = params.embeddings || params.embeddings_nextn || !box.samplers.empty();
-    extracts = extracts || std::any_of(params.embeddings_layer_inp.begin(), params.embeddings_layer_inp.end(),
-                                       [](bool layer) { return layer; });
+    bool extracts = params.embeddings || !box.samplers.empty();
+    if (!box.hidden) { // which are taken slice by slice
+        extracts = extracts || params.embeddings_nextn ||
+                   std::any_of(params.embeddings_layer_inp.begin(), params.embeddings_layer_inp.end(),
+                               [](bool layer) { return layer; });
+    }
     for (size_t i = 0; i < begins.back(); ++i) {
         if (extracts || batch.logits(i)) {
             return invalid(text(why, ": decode at most n_ubatch=", n_ubatch,

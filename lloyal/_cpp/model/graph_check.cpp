@@ -12,6 +12,7 @@
 #include <cmath>
 #include <cstring>
 #include <string_view>
+#include <vector>
 
 namespace lloyal {
 namespace {
@@ -267,6 +268,35 @@ void graph_check(llama_context & context) {
     }
     context.graph_reserve(n_seqs, n_seqs, n_seqs, full.get(), true);
     context.graph_reserve(n_tokens, n_seqs, std::min(n_tokens, params.n_outputs_max), full.get(), true);
+}
+
+void draft_check(const llama_context & context, const llama_context * parent) {
+    const llama_model & model = context.get_model();
+    if (model.arch != LLM_ARCH_EAGLE3 && model.arch != LLM_ARCH_DFLASH) {
+        return;
+    }
+    const int64_t n_vocab = model.vocab.n_tokens();
+    const ggml_tensor * embd = model.tok_embd || !parent ? model.tok_embd : parent->get_model().tok_embd;
+    if (embd && embd->ne[1] < n_vocab) {
+        throw Failure(Code::load_failed, text("the draft has ", n_vocab, " tokens, and there are embeddings of ",
+                                              embd->ne[1], ": it was made for another model"));
+    }
+    const ggml_tensor * logits = context.get_gf_res_reserve()->get_logits();
+    if (logits && logits->ne[0] != n_vocab) {
+        throw Failure(Code::load_failed, text("the draft has ", n_vocab, " tokens, and there are logits of ",
+                                              logits->ne[0], ": it was made for another model"));
+    }
+    if (model.d2t && model.d2t->data) { // which tokens its logits are of
+        std::vector<int64_t> ids(size_t(ggml_nelements(model.d2t)));
+        ggml_backend_tensor_get(model.d2t, ids.data(), 0,
+                                std::min(ids.size() * sizeof(int64_t), ggml_nbytes(model.d2t)));
+        for (const int64_t id : ids) {
+            if (id < 0 || id >= n_vocab) {
+                throw Failure(Code::load_failed,
+                              text("tensor 'd2t' holds token ", id, ", outside the vocabulary of ", n_vocab));
+            }
+        }
+    }
 }
 
 void embeddings_check(const llama_context & context) {

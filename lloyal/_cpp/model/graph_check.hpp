@@ -22,6 +22,9 @@ void graph_check_install(llama_context & context);
 // Plan the graphs of the largest batch and of one token for each sequence. Throws.
 void graph_check(llama_context & context);
 
+// A draft on top of `parent`, or null: its vocabulary against the tensors it borrows, and what its own tell.
+void draft_check(const llama_context & context, const llama_context * parent);
+
 // Whether the last graph planned computes as many values for an embedding as llama.cpp will read. Throws.
 void embeddings_check(const llama_context & context);
 
