@@ -5,12 +5,14 @@ from __future__ import annotations
 import gc
 import random
 import resource
+from contextlib import suppress
 
 import numpy as np
 import pytest
 
 import lloyal
 from lloyal import BranchStore, Sampling
+from lloyal.errors import CacheFull
 from tests.models import KINDS, N_VOCAB, tiny
 
 GREEDY = Sampling(temperature=0)
@@ -132,3 +134,27 @@ def test_tokens_of_long_texts_are_shared_and_right():
                 assert one.tokens == text
                 assert one._token_ids_native(begin) == text[begin:]
                 assert [token for token, *_ in one._tokens_native(begin)] == text[begin:]
+
+
+@pytest.mark.parametrize("name", ["lfm2-swa", "gemma3"])
+def test_long_reads_of_many_over_a_window(name: str) -> None:
+    """Longer together than a micro-batch, each reads what it reads alone."""
+    read = 0
+    for seed in range(6):
+        rng = random.Random(seed)
+        with lloyal.Model(tiny(name)) as model, lloyal.Context(
+            model, n_ctx=512, n_seq_max=6, n_ubatch=8, n_threads=1, type_k="f32", type_v="f32", flash_attn="off"
+        ) as ctx, BranchStore(ctx) as store:  # fmt: skip
+            branches = [store.create(list(range(8, 40)))]
+            for _ in range(5):
+                branches.append(rng.choice(branches).fork())
+                items = [(branch, tokens(rng.randrange(1, 60), rng.randrange(2**32))) for branch in branches]
+                with suppress(CacheFull):
+                    store.decode_scatter([item for item in items if rng.random() < 0.6])
+            one = rng.choice(branches)
+            with context(name, n_seq_max=1) as alone:
+                lloyal.prefill(alone, one.tokens)
+                want = np.array(alone.logits())
+            assert np.abs(one.logits - want).max() / np.abs(want).max() < 2e-2
+            read += len(branches)
+    assert read > 12

@@ -77,10 +77,10 @@ class Packing {
         const size_t most_outputs = box_.ptr->get_cparams().n_outputs_max;
         const bool all_output = box_.ptr->get_cparams().embeddings;
         const size_t most_tokens = all_output ? std::min(n_batch, most_outputs) : n_batch;
-        const bool apart = guesses_apart();
+        const bool apart = long_ones_apart();
         for (const size_t i : order_) {
             Part & part = parts_[i];
-            if (apart && part.draw && batch_.size()) {
+            if (apart && part.size() > 1 && batch_.size()) {
                 if (Status status = flush(); !status.ok()) {
                     return status;
                 }
@@ -102,7 +102,7 @@ class Packing {
                 }
                 batch_.add(token, part.begin() + Pos(k), &part.branch->seat->seq, 1, wanted);
             }
-            if (apart && part.draw && batch_.size()) {
+            if (apart && part.size() > 1 && batch_.size()) {
                 if (Status status = flush(); !status.ok()) {
                     return status;
                 }
@@ -112,8 +112,9 @@ class Packing {
     }
 
   private:
-    // With sliding windows a batch that is computed in several parts may have no outputs before the last of them.
-    bool guesses_apart() const {
+    // With sliding windows a batch that is computed in several parts may have no outputs before the last of them, nor rows of one
+    // branch that would take cells which another still needs.
+    bool long_ones_apart() const {
         if (!box_.map.window) {
             return false;
         }
