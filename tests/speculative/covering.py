@@ -23,7 +23,19 @@ import numpy as np
 
 import lloyal
 from lloyal import BranchStore, Context, Sampling
-from lloyal.speculative import MTP, Chain, DFlash, Drafter, DraftModel, Eagle3, Forced, NGram, Speculator, Suffix, Synthetic
+from lloyal.speculative import (
+    MTP,
+    Chain,
+    DFlash,
+    Drafter,
+    DraftModel,
+    Eagle3,
+    Forced,
+    NGram,
+    Speculator,
+    Suffix,
+    Synthetic,
+)
 from tests.heads import path as head_path
 from tests.speculative import test_speculator
 
@@ -45,9 +57,9 @@ FACTORS: dict[str, tuple[Any, ...]] = {
     "ring": (0, 4),
     "cache": ("default", "exact"),
 }  # fmt: skip
-LEAST_RUNS = 440
+LEAST_RUNS = 450
 LEAST_REAL = 44
-SHORT_RUNS = 16
+SHORT_RUNS = 20
 Levels = Mapping[str, Any]
 
 
@@ -80,7 +92,9 @@ def pairs(levels: Levels) -> list[tuple[str, Any, str, Any]]:
     return [(*a, *b) for a, b in itertools.combinations(named, 2)]
 
 
-def cover(factors: Mapping[str, Sequence[Any]], least: int, before: Iterable[Levels] = (), seed: int = 0) -> list[Levels]:
+def cover(
+    factors: Mapping[str, Sequence[Any]], least: int, before: Iterable[Levels] = (), seed: int = 0
+) -> list[Levels]:
     """More runs behind those before: until they are so many, and cover every pair of levels that any run can have."""
     rng = random.Random(seed)
     rows = list(before)
@@ -99,7 +113,8 @@ def cover(factors: Mapping[str, Sequence[Any]], least: int, before: Iterable[Lev
         for factor in rest:
             levels = [level for level in factors[factor] if may_become_a_run({**row, factor: level}, factors)]
             gains = [
-                sum(4.0 ** -count[p] for p in pairs({**row, factor: level}) if factor in (p[0], p[2])) + 1e-9 * rng.random()
+                sum(4.0 ** -count[p] for p in pairs({**row, factor: level}) if factor in (p[0], p[2]))
+                + 1e-9 * rng.random()
                 for level in levels
             ]
             row[factor] = levels[gains.index(max(gains))]
@@ -339,18 +354,19 @@ def _drafter(
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
-    """Runs, tokens and near ties by model, and by drafter what was kept."""
-    lines = [f"{'':15} {'runs':>5} {'tokens':>9} {'near ties':>9} {'share':>8} {'guessed':>9} {'kept':>9} {'s':>7}"]
+    """Runs, tokens, near ties and guesses by model, and by what else decides about them."""
+    lines = [f"{'':16} {'runs':>5} {'tokens':>9} {'near ties':>9} {'share':>8} {'guessed':>9} {'kept':>9} {'s':>7}"]
     groups: list[tuple[str, list[Outcome]]] = [("all", list(outcomes))]
-    for factor in ("model", "drafter", "cache"):
+    for factor in ("model", "drafter", "temperature", "noise", "cache"):
         for level in FACTORS[factor]:
-            groups.append((level, [one for one in outcomes if getattr(one.run, factor) == level]))
+            name = f"temperature {level}" if factor == "temperature" else level
+            groups.append((name, [one for one in outcomes if getattr(one.run, factor) == level]))
     for name, some in groups:
         if some:
             tokens, ties = sum(one.tokens for one in some), sum(one.ties for one in some)
             guessed, kept = sum(one.guessed for one in some), sum(one.kept for one in some)
             seconds = sum(one.seconds for one in some)
             lines.append(
-                f"{name:15} {len(some):5} {tokens:9} {ties:9} {ties / tokens:8.4%} {guessed:9} {kept:9} {seconds:7.1f}"
+                f"{name:16} {len(some):5} {tokens:9} {ties:9} {ties / tokens:8.4%} {guessed:9} {kept:9} {seconds:7.1f}"
             )
     return "\n".join(lines)
