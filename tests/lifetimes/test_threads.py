@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
 import time
@@ -284,8 +285,10 @@ class Counter:
 def lets_go(work: Callable[[], object]) -> bool:
     """Whether another thread counts while `work` runs; it is tried until one does."""
     interval = sys.getswitchinterval()
+    gc.collect()  # what others have left lets go when it is freed
     counter = Counter()
     sys.setswitchinterval(1000.0)
+    gc.disable()
     try:
         end = time.monotonic() + SECONDS
         while time.monotonic() < end:
@@ -293,6 +296,7 @@ def lets_go(work: Callable[[], object]) -> bool:
                 return True
         return False
     finally:
+        gc.enable()
         sys.setswitchinterval(interval)
         counter.stop()
 
