@@ -120,7 +120,9 @@ def generate(
     ------
     InvalidArgument
         The prompt is empty or leaves out the token that an earlier generation has not decoded; `max_tokens` is not
-        positive; a grammar or a draft beside a sampler of your own.
+        positive; a grammar beside a sampler of your own, which should have it.
+    TypeError
+        A draft or `n` beside a sampler of your own: they want a Sampling.
     InvalidGrammar
         The grammar or the schema cannot be used.
     UnknownParameter

@@ -110,7 +110,7 @@ cdef extern from "branch/step.hpp" namespace "lloyal" nogil:
     Status branches_draw "lloyal::inside<lloyal::branches_draw>"(
         const ContextHandle& ctx, const vector[BranchHandle]& branches, vector[Draw]& out)
     Status draw_forced "lloyal::inside<lloyal::draw_forced>"(
-        const ContextHandle& ctx, Draw& draw, const vector[uint32_t]& after, size_t most, Forced& out)
+        const ContextHandle& ctx, const Draw& draw, const vector[uint32_t]& after, size_t most, Forced& out)
     Status branches_verify "lloyal::computing<lloyal::branches_verify>"(
         const ContextHandle& ctx, vector[Draw]& draws, const vector[Guesses]& guesses,
         vector[vector[c.llama_token]]& out)
@@ -120,6 +120,7 @@ cdef extern from "branch/draft.hpp" namespace "lloyal" nogil:
         vector[c.llama_token] tokens
         vector[Chances] from_ "from"
     ctypedef shared_ptr[DraftBox] DraftHandle
-    Status draft_make(const Draw& draw, bool ratio, DraftHandle& out)
+    Status draft_make "lloyal::inside<lloyal::draft_make>"(
+        const ContextHandle& ctx, const Draw& draw, bool ratio, DraftHandle& out)
     Status draft_sample "lloyal::inside<lloyal::draft_sample>"(
         const ContextHandle& ctx, DraftBox& draft, int32_t i, c.llama_token& out)

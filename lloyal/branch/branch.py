@@ -58,6 +58,7 @@ class Branch(native.BranchBase):
     __slots__ = (
         "_begin",
         "_children",
+        "_edits",
         "_first_at",
         "_grammar",
         "_sampling",
@@ -74,6 +75,7 @@ class Branch(native.BranchBase):
     name: str
     fork_head: int  #: Where it left its parent; 0 for a root.
     _children: dict[Branch, None] | None
+    _edits: int  # times that tokens were taken back
     _grammar: str | Sampler | None
     _steering: Steering | None
     _sampling: Sampling | None
@@ -90,6 +92,7 @@ class Branch(native.BranchBase):
         branch = cls.__new__(cls)
         branch.store, branch.parent = store, parent
         branch._children, branch._steering, branch._shows, branch._seed = None, None, False, None
+        branch._edits = 0
         branch._steers = False
         number = store._next_number()
         branch.name = str(number if name is None else name)
@@ -311,6 +314,7 @@ class Branch(native.BranchBase):
             return
         position = self.position - n
         self.store._with_room([self], partial(self._rewind_native, n, self._first_at))
+        self._edits += 1
         self.fork_head, self._begin = min(self.fork_head, position), min(self._begin, position)
         if position < self._first_at:  # what is left knew tokens that are gone
             self._first_at = position
@@ -334,10 +338,9 @@ class Branch(native.BranchBase):
         self, sampling: Sampling, grammar: str | Sampler | None, *, generators: bool, grammars: bool
     ) -> None:
         now, first = (
-            sampling.build(self.store.ctx.vocab, grammar=grammar, history=self._heard(sampling, end),
-                           position=self._drawn_at(sampling, end))
+            sampling.build(self.store.ctx.vocab, grammar=grammar, history=self._heard(sampling, end))
             for end in (self.position, self._first_at)
-        )  # fmt: skip
+        )
         self._set_sampler_native(now, first, generators, grammars)
         self._sampling, self._grammar, self._seed = sampling, grammar, None
         self._note_steering()
@@ -354,12 +357,6 @@ class Branch(native.BranchBase):
             if begin == 0 or (n is not None and len(heard) >= n):
                 return heard if n is None else heard[-n:]
             begin = 0
-
-    def _drawn_at(self, sampling: Sampling, end: int) -> int:
-        """What keyed noise counts as the position of the token there: tokens that were only read are none."""
-        begin = min(self._begin, end)
-        behind = self._tokens_native(begin)[: end - begin] if sampling.noise == "keyed" else []
-        return begin + sum(accepted for _, accepted, *_ in behind)
 
     def set_grammar(
         self, grammar: str | Sampler | None = None, *, json_schema: Mapping[str, Any] | bool | str | None = None
@@ -567,6 +564,7 @@ class Branch(native.BranchBase):
             raise TypeError(f"{checkpoint!r} is no BranchCheckpoint: Branch.checkpoint makes one")
         position = checkpoint.position
         self._assign_native(checkpoint)
+        self._edits += 1
         self._sampling, self._grammar, self._seed = checkpoint.sampling, checkpoint._grammar, None
         self._begin, self._first_at, self._shows = checkpoint._begin, checkpoint._first_at, False
         self.fork_head = min(self.fork_head, position)

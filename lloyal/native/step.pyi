@@ -48,6 +48,8 @@ class Draws:
         """
     def sampler(self, i: int, ratio: bool = False) -> DraftSampler:
         """Of the `i`-th branch, to draw guesses with; with `ratio` for rejection sampling."""
+    def drop(self) -> None:
+        """Forget them: they would keep their branches alive."""
     def verify(self, guesses: Sequence[Sequence[int]], ratio: bool = False, samplers: Mapping[int, DraftSampler] = {}) -> list[list[int]]:
         """Read the tokens, and of the guesses behind each those that its branch would pick itself: all or none.
 

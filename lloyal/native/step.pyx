@@ -16,7 +16,7 @@ from lloyal.llama.signals cimport raise_signal
 from lloyal.llama.status cimport check
 from lloyal.native.branch cimport BranchBase, pin_all
 
-from lloyal.errors import InvalidArgument
+from lloyal.errors import Busy, InvalidArgument
 
 __all__ = ["DraftSampler", "Draws", "draw", "ratio", "read", "step", "steps_alone", "unseated"]
 
@@ -57,6 +57,7 @@ cdef class DraftSampler:
     """
 
     cdef cbranch.DraftHandle handle
+    cdef bint busy  # a thread draws
 
     def __cinit__(self, key=None):
         if key is not _KEY:
@@ -75,9 +76,20 @@ cdef class DraftSampler:
         cdef core.ContextHandle handle = ctx.pin()
         cdef int32_t i = as_int32(index, "index")
         cdef c.llama_token token = -1
-        cdef core.Status status = cbranch.draft_sample(handle, self.handle.get()[0], i, token)
+        cdef core.Status status
+        self.claim()
+        self.busy = True
+        try:
+            status = cbranch.draft_sample(handle, self.handle.get()[0], i, token)
+        finally:
+            self.busy = False
         check(status)
         return token
+
+    cdef int claim(self) except -1:
+        if self.busy:
+            raise Busy("another thread draws with this sampler")
+        return 0
 
 
 cdef class Draws:
@@ -112,14 +124,14 @@ cdef class Draws:
         cdef vector[uint32_t] before
         cdef csample.Forced found
         cdef core.Status status
-        cdef size_t place = as_index(index, self.list.size())
         cdef int64_t n = as_integer(most, "most", 0, 1 << 16)
         cdef core.ContextHandle handle
         for character in after:
             before.push_back(ord(character))
         handle = self.ctx.pin()
+        cdef cbranch.Draw one = self.list[self.place(index)]  # another thread may read them meanwhile
         with nogil:
-            status = cbranch.draw_forced(handle, self.list[place], before, n, found)
+            status = cbranch.draw_forced(handle, one, before, n, found)
         check(status)
         choices = [] if found.may_end else [chr(character) for character in found.choices]
         return "".join([chr(character) for character in found.text]), choices
@@ -127,10 +139,21 @@ cdef class Draws:
     def sampler(self, i: int, ratio: bool = False) -> DraftSampler:
         """Of the `i`-th branch, to draw guesses with; with `ratio` for rejection sampling."""
         cdef DraftSampler sampler = DraftSampler.__new__(DraftSampler, _KEY)
-        cdef size_t index = as_index(i, self.list.size())
-        cdef core.Status status = cbranch.draft_make(self.list[index], <bint>ratio, sampler.handle)
+        cdef bint rejects = ratio
+        cdef core.ContextHandle handle = self.ctx.pin()
+        cdef cbranch.Draw one = self.list[self.place(i)]
+        cdef core.Status status = cbranch.draft_make(handle, one, rejects, sampler.handle)
         check(status)
         return sampler
+
+    cdef size_t place(self, object index) except *:
+        if self.list.empty():
+            raise InvalidArgument("this has been read: it is of use before its step has ended")
+        return as_index(index, self.list.size())
+
+    def drop(self) -> None:
+        """Forget them: they would keep their branches alive."""
+        self.list.clear()
 
     def verify(self, guesses: Sequence[Sequence[int]], ratio: bool = False,
                samplers: Mapping[int, DraftSampler] = {}) -> list[list[int]]:
@@ -152,14 +175,17 @@ cdef class Draws:
                 one.tokens.push_back(as_int32(token, "guess"))
             if i in samplers:
                 sampler = <DraftSampler?>samplers[i]
+                sampler.claim()
                 for k in range(min(one.tokens.size(), sampler.handle.get().from_.size())):
                     if one.tokens[k] != sampler.handle.get().tokens[k]:
                         break  # it comes from somewhere else
                     one.from_.push_back(sampler.handle.get().from_[k])
             list.push_back(one)
         cdef core.ContextHandle handle = self.ctx.pin()
+        cdef vector[cbranch.Draw] draws
+        draws.swap(self.list)  # whoever asks for one from now on comes too late
         with nogil:
-            status = cbranch.branches_verify(handle, self.list, list, out)
+            status = cbranch.branches_verify(handle, draws, list, out)
         raise_signal()
         check(status)
         return out

@@ -131,13 +131,14 @@ class Automaton:
     def _check(self) -> None:
         """What reading and guessing rely on: links that go to shorter parts, which have been followed by the same."""
         n, length, link = len(self), self.length, self.link
-        sound = n > 0 and self.n_tokens >= 0 and n <= 1 + 2 * self.n_tokens and (length[0], link[0]) == (0, -1)
+        sound = n > 0 and 0 <= self.n_tokens < 2**31 and n <= 1 + 2 * self.n_tokens and (length[0], link[0]) == (0, -1)
         sound = sound and all(
             0 <= at < n and len(edges) > 1 and self.token[at] in edges for at, edges in self.more.items()
         )
         for at in range(n if sound else 0):
             edges = self.more.get(at) or {self.token[at]: [self.to[at], self.times[at]]}
             some = self.token[at] >= 0
+            sound = sound and (some or at not in self.more)
             sound = sound and (at == 0 or (0 <= link[at] < n and length[link[at]] < length[at]))
             sound = sound and (edges[self.token[at]] == [self.to[at], self.times[at]])
             sound = sound and (self.total[at] == sum(times for _, times in edges.values()) < 2**62)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from lloyal.errors import InvalidArgument
+from lloyal.errors import CacheFull, InvalidArgument, NoLease
 from lloyal.speculative.protocol import Drafter, Pick, attach, check_drafter, propose
 
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ class Chain:
         self._worth = [1.0] * len(drafters)
         self._judged = [2] * len(drafters)  # as if two guesses had been, all of them right
         self._proposals = 0
-        self._lock = threading.Lock()  # of the numbers; drafters have their own
+        self._lock = threading.RLock()  # of the numbers; drafters have their own
 
     @property
     def order(self) -> list[Drafter]:
@@ -116,12 +115,13 @@ class Chain:
                 break
             parts = [texts[k].parts[i] for k in open_]
             asked = None if picks is None else [picks[k] for k in open_]
-            found = list(islice(propose(self.drafters[i], parts, n, asked), len(parts) + 1))
-            if len(found) != len(parts):
-                raise InvalidArgument(f"{self.drafters[i]!r} proposed for {len(found)} texts, there are {len(parts)}")
+            try:
+                found = propose(self.drafters[i], parts, n, asked)
+            except (CacheFull, NoLease):  # it has no room, others may
+                continue
             for k, guess in zip(open_, found, strict=True):
-                guesses[k] = list(islice(guess, n))
-                if guesses[k]:
+                guesses[k] = guess
+                if guess:
                     texts[k].guess, texts[k].by, texts[k].asked = guesses[k], i, n
             open_ = [k for k in open_ if not guesses[k]]
         return guesses

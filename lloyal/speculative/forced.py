@@ -51,6 +51,9 @@ class Forced:
                 f"it guesses tokens of another vocabulary ({self._vocab.n_tokens} tokens, not {vocab.n_tokens}): "
                 "make another Forced()"
             )
+        if vocab is not self._vocab:
+            self._pieces.clear()
+            self._spelled.clear()
         self._vocab = vocab
 
     def start(self) -> Forced.Text:

@@ -20,7 +20,7 @@ from lloyal.errors import CacheFull, Closed, InvalidArgument, NoLease, Unsupport
 from lloyal.kv import Tenancy
 from lloyal.llama import BatchExt
 from lloyal.native.hidden import head_info, is_on, keep_hidden
-from lloyal.speculative.protocol import check_vocab
+from lloyal.speculative.protocol import Alone, check_vocab
 
 if TYPE_CHECKING:
     from lloyal.llama import Vocab
@@ -103,6 +103,7 @@ class Head:
         self._batch = BatchExt(ctx)
         self._slots: list[Slot] = []  # used least lately first
         self._lock = threading.RLock()
+        self._alone = Alone()
         finalize(self, _give_back, ctx, self._slots)
 
     def check(self, vocab: Vocab) -> None:
@@ -121,7 +122,7 @@ class Head:
         Unsupported
             The target's graph does not give these rows.
         """
-        if not is_on(self.ctx, ctx):
+        if self.ctx is ctx or not is_on(self.ctx, ctx):
             raise InvalidArgument("this head works on top of another context: make its context with parent=")
         layers = self._layers_of(ctx)
         keep_hidden(ctx, layers, self._room)
@@ -146,7 +147,7 @@ class Head:
 
     def _hear(self, text: Text, pick: Pick) -> None:
         """Take the hidden rows that it lacks."""
-        with self._lock:
+        with self._lock, self._alone:
             text.rows = None
             n = len(text.tokens) - 1
             slot = text.slot or self._seat(text)
@@ -167,7 +168,7 @@ class Head:
     def propose(self, texts: Sequence[Text], n: int) -> list[list[int]]:
         """By the rows that the texts were last given."""
         guesses: list[list[int]] = [[] for _ in texts]
-        with self._lock:
+        with self._lock, self._alone:
             asked = [
                 Asked(i, text, text.slot)
                 for i, text in enumerate(texts)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -37,6 +36,7 @@ class Heard:
 
     text: Any
     rates: Rates
+    edits: int  # of the branch
     n: int = 0  # tokens that it has heard
     last: int = -1
     begin: int = 0  # where `untold` begins
@@ -173,7 +173,12 @@ class Speculator:
             return [[token] for token in plain]
         store._make_ready(chosen)
         made: list[list[int]] = []
-        store._in_groups(chosen, lambda group: made.extend(self._step(group)))
+        before = vars(self.stats).copy()
+        try:
+            store._in_groups(chosen, lambda group: made.extend(self._step(group)))
+        except BaseException:
+            vars(self.stats).update(before)  # what groups before the one that failed have done is undone
+            raise
         return made
 
     def _check_noise(self, branches: list[Branch]) -> None:
@@ -189,27 +194,21 @@ class Speculator:
     def _step(self, branches: list[Branch]) -> list[list[int]]:
         begin = time.perf_counter()
         n = self._cost.ask(len(branches)) if self.n is None else self.n
-        guesses: list[Sequence[int]] = [()] * len(branches)
+        guesses: list[list[int]] = [[] for _ in branches]
         lag = 0
         if n == 0:
             guessed = time.perf_counter()
             read = [[token] for token in native.step(self.ctx, branches)]
         else:
             draws = native.draw(self.ctx, branches)
-            able = [i for i, ends in enumerate(draws.ends) if not (ends or branches[i]._steers)]
-            heard, lag = self._hear(branches, able, draws.tokens)
-            picks = [Pick(branches[i], draws, i, self.accept == "ratio") for i in able]
-            found = self._guess(picks, heard, n)
-            lengths = [len(guess) for guess in found]
-            if self.n is None:
-                lengths = self._cost.cut([text.rates for text in heard], lengths, len(branches))
-            for i, text, guess, length in zip(able, heard, found, lengths, strict=True):
-                guesses[i] = guess[:length]
-                if not length:
-                    text.wait(branches[i].position + 1, guess)
-            guessed = time.perf_counter()
-            made = {i: sampler for i, pick in zip(able, picks, strict=True) if (sampler := pick.made) is not None}
-            read = draws.verify(guesses, self.accept == "ratio", made)
+            try:
+                guesses, picks, lag = self._ask(branches, draws, n)
+                guessed = time.perf_counter()
+                made = {pick.index: sampler for pick in picks if (sampler := pick.made) is not None}
+                read = draws.verify(guesses, self.accept == "ratio", made)
+            except BaseException:
+                draws.drop()  # or the exception's traceback would keep the branches' sequences
+                raise
         end = time.perf_counter()
         stats = self.stats
         stats.steps += 1
@@ -228,26 +227,39 @@ class Speculator:
             self._cost.note(len(branches), n, lag, guessed - begin, rows, n_tokens, end - guessed)
         return read
 
-    def _hear(self, branches: list[Branch], able: list[int], drawn: Sequence[int]) -> tuple[list[Heard], int]:
-        """What the drafter keeps of those that can read guesses; and how many tokens were new to it."""
+    def _ask(self, branches: list[Branch], draws: native.Draws, n: int) -> tuple[list[list[int]], list[Pick], int]:
+        """The guesses to read, what the drafter was asked with, and how many tokens of a text were new to it."""
+        tokens, ends = draws.tokens, draws.ends
+        picks = [
+            Pick(branch, draws, i, self.accept == "ratio")
+            for i, branch in enumerate(branches)
+            if not (ends[i] or branch._steers)
+        ]
         heard, lag = [], 0
-        for i in able:
-            text, n_new = self._text(branches[i], drawn[i])
+        for pick in picks:
+            text, n_new = self._text(branches[pick.index], tokens[pick.index])
             heard.append(text)
             lag = max(lag, n_new)
-        return heard, lag
+        found = self._guess(picks, heard, n)
+        lengths = [len(guess) for guess in found]
+        if self.n is None:
+            lengths = self._cost.cut([text.rates for text in heard], lengths, len(branches))
+        guesses: list[list[int]] = [[] for _ in branches]
+        for pick, text, guess, length in zip(picks, heard, found, lengths, strict=True):
+            guesses[pick.index] = guess[:length]
+            if not length:
+                text.wait(branches[pick.index].position + 1, guess)
+        return guesses, picks, lag
 
     def _guess(self, picks: list[Pick], heard: list[Heard], n: int) -> list[list[int]]:
         """What the drafter guesses behind the tokens that were picked."""
         if not picks:
             return []
         try:
-            proposed = list(islice(propose(self.drafter, [text.text for text in heard], n, picks), len(picks) + 1))
+            proposed = propose(self.drafter, [text.text for text in heard], n, picks)
         except (CacheFull, NoLease):  # it has no room; ours is no matter
             return [[] for _ in picks]
-        if len(proposed) != len(picks):
-            raise InvalidArgument(f"{self.drafter!r} proposed for {len(proposed)} texts, there are {len(picks)}")
-        return [self._to_the_end(list(islice(guess, n))) for guess in proposed]
+        return [self._to_the_end(guess) for guess in proposed]
 
     def _to_the_end(self, guess: list[int]) -> list[int]:
         is_eog = self.ctx.vocab.is_eog
@@ -267,9 +279,11 @@ class Speculator:
         new: list[int] = []
         if heard is not None and 0 < heard.n <= position:
             new = branch._token_ids_native(heard.n - 1)
-        if heard is None or new[:1] != [heard.last]:  # it is another text now
+        if heard is None or heard.edits != branch._edits or new[:1] != [heard.last]:  # it is another text now
             rates = Rates(self._cost.most, self._cost.all) if heard is None else heard.rates
-            heard = Heard(self.drafter.start(), rates)
+            for other in [other for other in self._texts if other.pruned]:  # what is kept of them may be short
+                del self._texts[other]
+            heard = Heard(self.drafter.start(), rates, branch._edits)
             new = [-1, *branch._token_ids_native()]
         new.append(drawn)
         heard.n, heard.last = position + 1, drawn

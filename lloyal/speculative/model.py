@@ -12,7 +12,7 @@ from lloyal.context import Context
 from lloyal.errors import CacheFull, Closed, InvalidArgument, InvalidBatch, NoLease, Unsupported
 from lloyal.kv import Tenancy
 from lloyal.llama import Batch
-from lloyal.speculative.protocol import check_vocab
+from lloyal.speculative.protocol import Alone, check_vocab
 
 if TYPE_CHECKING:
     from lloyal.llama import Vocab
@@ -44,7 +44,8 @@ class DraftModel:
             raise TypeError(f"{ctx!r} is no Context")
         self.ctx = ctx
         self._batch = Batch()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._alone = Alone()
 
     def check(self, vocab: Vocab) -> None:
         """The vocabularies must be of one size, with the same pieces."""
@@ -77,7 +78,7 @@ class DraftModel:
         self, texts: Sequence[DraftModel.Text], n: int, pick: Callable[[int, int], int | None]
     ) -> list[list[int]]:
         guesses: list[list[int]] = [[] for _ in texts]
-        with self._lock:
+        with self._lock, self._alone:
             rows: dict[int, int | None] = {}
             for i, text in enumerate(texts[: self.ctx.n_batch] if n > 0 else ()):
                 with suppress(CacheFull, InvalidBatch, NoLease):  # no room for it, or no positions

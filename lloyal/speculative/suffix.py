@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Self
 from lloyal.errors import InvalidArgument
 from lloyal.prompt import check_count
 from lloyal.speculative.automaton import Automaton
+from lloyal.speculative.protocol import Alone
 
 if TYPE_CHECKING:
     from lloyal.llama import Vocab
@@ -55,14 +56,15 @@ class Suffix:
         self.tokens = check_count("tokens", tokens, 2, 2**29)
         self._young, self._old = Automaton(), Automaton()
         self._age = 0
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._alone = Alone()
 
     def check(self, vocab: Vocab) -> None:
         """It knows tokens by their numbers: any vocabulary will do."""
 
     def to_bytes(self) -> bytes:
         """What it remembers, to be kept in a file."""
-        with self._lock:
+        with self._lock, self._alone:
             young, old = self._young.to_bytes(), self._old.to_bytes()
         return MAGIC + len(young).to_bytes(8, "little") + young + old
 
@@ -87,11 +89,18 @@ class Suffix:
 
     def feed(self, text: Suffix.Text, tokens: Sequence[int]) -> None:
         """Remember what followed what. A beginning that others have counts once: the text may be a fork."""
+        if len(tokens) and not (min(tokens) >= 0 and max(tokens) < 2**31):
+            raise InvalidArgument(f"tokens from {min(tokens)} to {max(tokens)}: they are numbers of a vocabulary")
         step = max(1, self.tokens // 8)
-        with self._lock:
+        with self._lock, self._alone:
             again = text.state >= 0
-            for begin in range(0, len(tokens), step):
-                self._feed(text, tokens[begin : begin + step], again)
+            try:
+                for begin in range(0, len(tokens), step):
+                    self._feed(text, tokens[begin : begin + step], again)
+            except BaseException:  # Ctrl-C: what is half changed is worth nothing
+                self._young, self._old = Automaton(), Automaton()
+                self._age += 2
+                raise
 
     def _feed(self, text: Suffix.Text, tokens: Sequence[int], again: bool) -> None:
         self._catch_up(text)
@@ -114,7 +123,7 @@ class Suffix:
 
     def propose(self, texts: Sequence[Suffix.Text], n: int) -> list[list[int]]:
         """As many as the evidence supports."""
-        with self._lock:
+        with self._lock, self._alone:
             return [self._behind(text, n) for text in texts]
 
     def _behind(self, text: Suffix.Text, n: int) -> list[int]:

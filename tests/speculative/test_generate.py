@@ -78,7 +78,7 @@ def test_a_stop_string_of_text_alone(ctx: Context) -> None:
 def test_the_speculator_goes_on_learning(ctx: Context) -> None:
     speculator = Speculator(ctx, NGram())
     for _ in range(2):
-        list(generate(ctx, PROMPT, max_tokens=10, draft=speculator))
+        list(generate(ctx, PROMPT, max_tokens=10, sampling=SAMPLINGS[0], draft=speculator))
     assert speculator.stats.tokens == 20
 
 

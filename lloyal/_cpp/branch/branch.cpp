@@ -118,6 +118,9 @@ Status pick_with(const BranchBox & branch, SamplerBox & sampler, Picked & out) {
         out = {drawn->id, float(chance_of(branch.rest->all, drawn->id)), branch.rest->largest};
         return {};
     }
+    if (KeyedSampler * keyed = keyed_native(sampler.leaves)) {
+        keyed->position = uint64_t(branch.position()); // whatever has been read past the sampler
+    }
     const Row & row = branch.shown ? *branch.shown : *branch.row;
     return pick_row(sampler, row.data(), int32_t(row.size()), branch.biases ? *branch.biases : none, out);
 }

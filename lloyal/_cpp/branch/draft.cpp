@@ -27,7 +27,7 @@ bool leaves_largest(const llama_sampler * sampler) {
 
 } // namespace
 
-Status draft_make(const Draw & draw, bool ratio, DraftHandle & out) noexcept {
+Status draft_make(ContextBox &, const Draw & draw, bool ratio, DraftHandle & out) noexcept {
     return guarded(Code::decode_failed, [&]() -> Status {
         auto made = std::make_shared<DraftBox>();
         made->sampler = std::make_shared<SamplerBox>(clone_native(draw.sampler->ptr), draw.sampler->models);

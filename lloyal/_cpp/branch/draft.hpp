@@ -20,7 +20,7 @@ using DraftHandle = std::shared_ptr<DraftBox>;
 // Where the branch will stand behind the token that was drawn. Chance that is keyed to positions is the same for both; no
 // guess can know what a generator gives to the branch: then the most probable ones are taken, or with `ratio` those that a
 // generator of its own gives.
-Status draft_make(const Draw & draw, bool ratio, DraftHandle & out) noexcept;
+Status draft_make(ContextBox & box, const Draw & draw, bool ratio, DraftHandle & out) noexcept;
 // Draw the next guess from output `i` of a context's last decode, and accept it.
 Status draft_sample(ContextBox & box, DraftBox & draft, int32_t i, llama_token & out) noexcept;
 

@@ -472,7 +472,8 @@ Status branches_draw(ContextBox & box, const std::vector<BranchHandle> & branche
     });
 }
 
-Status draw_forced(ContextBox &, Draw & draw, const std::vector<uint32_t> & after, size_t most, Forced & out) noexcept {
+Status draw_forced(ContextBox &, const Draw & draw, const std::vector<uint32_t> & after, size_t most,
+                   Forced & out) noexcept {
     return draw.ends ? Status() : sampler_forced(*draw.sampler, after, most, out);
 }
 
@@ -497,11 +498,13 @@ Status branches_verify(ContextBox & box, std::vector<Draw> & draws, const std::v
             if (status.ok() && !draw.ends) {
                 Part part{draw.branch.get(), {draw.picked.token}, draw.records};
                 part.guesses = guesses.empty() ? nullptr : &guesses[i];
+                // Only what a generator decides is judged by rejection sampling.
+                const bool stream = part.guesses && part.guesses->ratio && stream_native(draw.sampler->leaves);
                 for (size_t k = 0; status.ok() && part.guesses && k < part.guesses->tokens.size(); ++k) {
                     const llama_token token = part.guesses->tokens[k];
                     status = check_token(box, token);
                     if (status.ok() && llama_vocab_is_eog(vocab, token)) { // it would be picked, not read
-                        part.ending = part.guesses->ratio ? token : LLAMA_TOKEN_NULL;
+                        part.ending = stream ? token : LLAMA_TOKEN_NULL;
                         break;
                     }
                     part.tokens.push_back(token);

@@ -37,7 +37,7 @@ struct Draw {
 };
 Status branches_draw(ContextBox & box, const std::vector<BranchHandle> & branches, std::vector<Draw> & out) noexcept;
 // What the grammar of a draw leaves no choice about, behind the drawn token and `after`.
-Status draw_forced(ContextBox & box, Draw & draw, const std::vector<uint32_t> & after, size_t most,
+Status draw_forced(ContextBox & box, const Draw & draw, const std::vector<uint32_t> & after, size_t most,
                    Forced & out) noexcept;
 // What may follow a draw.
 struct Guesses {

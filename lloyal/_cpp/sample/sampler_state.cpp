@@ -503,6 +503,11 @@ Pcg64 * stream_native(const std::vector<llama_sampler *> & leaves) {
     return draws ? &of<DistSampler>(leaves.back()).rng : nullptr;
 }
 
+KeyedSampler * keyed_native(const std::vector<llama_sampler *> & leaves) {
+    const bool keyed = !leaves.empty() && sampler_type(leaves.back()) == SamplerType::keyed;
+    return keyed ? &of<KeyedSampler>(leaves.back()) : nullptr;
+}
+
 void reseed_native(llama_sampler * sampler, uint32_t seed) {
     const auto begin = [seed](auto & generator) {
         generator.seed_cur = seed;

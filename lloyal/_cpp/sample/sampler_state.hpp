@@ -3,6 +3,7 @@
 
 #include "core/status.hpp"
 #include "sample/dist.hpp"
+#include "sample/keyed.hpp"
 
 #include "llama.h"
 
@@ -32,6 +33,8 @@ void follow_native(const std::vector<llama_sampler *> & from, const std::vector<
 void carry_native(const llama_sampler * from, llama_sampler * to, bool generators, bool grammars);
 // The generator that the last sampler draws from: null if it has none, as where chance is keyed to positions.
 Pcg64 * stream_native(const std::vector<llama_sampler *> & leaves);
+// The one whose draws depend on the position, if it draws at the end; null otherwise.
+KeyedSampler * keyed_native(const std::vector<llama_sampler *> & leaves);
 // Random generators as they begin with this seed.
 void reseed_native(llama_sampler * sampler, uint32_t seed);
 
