@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from itertools import chain, takewhile
 from typing import TYPE_CHECKING, Any, NamedTuple
-from weakref import finalize, ref
+from weakref import WeakKeyDictionary, WeakSet, finalize, ref
 
 from lloyal.context import Context
-from lloyal.errors import CacheFull, Closed, InvalidArgument, NoLease, Unsupported
+from lloyal.errors import CacheFull, Closed, InvalidArgument, LloyalError, NoLease, Unsupported
 from lloyal.kv import Tenancy
 from lloyal.llama import BatchExt
 from lloyal.native.hidden import head_info, is_on, keep_hidden
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from lloyal.speculative.protocol import Pick
 
 __all__ = ["MTP", "DFlash", "Eagle3", "Head"]
+
+# Those that read hidden rows of a context, which it keeps for them.
+_HEADS: WeakKeyDictionary[Context, WeakSet[Head]] = WeakKeyDictionary()
 
 SPARE = 66  # cells of a sequence for the guesses of a step
 FEW = 8  # entries of a text that get outputs they do not need, which is less than a batch of their own
@@ -113,20 +116,30 @@ class Head:
     def attach(self, ctx: Context) -> None:
         """Have the target's context keep the hidden rows of what branches read from now on.
 
-        A context keeps those of one kind of head at a time, the last that was attached.
+        It keeps them as long as a head that reads them is alive: one, or several that read the same layers.
 
         Raises
         ------
         InvalidArgument
-            The head was made on top of another context, or for another model.
+            The head was made on top of another context, or for another model; or one is alive that reads other layers.
         Unsupported
             The target's graph does not give these rows.
         """
         if self.ctx is ctx or not is_on(self.ctx, ctx):
             raise InvalidArgument("this head works on top of another context: make its context with parent=")
         layers = self._layers_of(ctx)
-        keep_hidden(ctx, layers, self._room)
+        heads = _HEADS.setdefault(ctx, WeakSet())
+        for other in heads:
+            if other is not self and other.layers != layers:
+                raise InvalidArgument(
+                    f"{other!r} reads the inputs of layers {other.layers}, this head those of {layers}: "
+                    "a context keeps the rows of one kind at a time"
+                )
+        keep_hidden(ctx, layers, max([self._room, *(other._room for other in heads)]))
         self.layers = layers
+        if self not in heads:
+            heads.add(self)
+            finalize(self, _forget, ctx, heads)
 
     def _layers_of(self, ctx: Context) -> tuple[int, ...]:
         raise NotImplementedError
@@ -472,6 +485,13 @@ def _target_layers(head: Context, ctx: Context) -> tuple[int, ...]:
 def _agreed(a: Sequence[int], b: Sequence[int]) -> int:
     """How many tokens two texts begin with in common."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
+
+
+def _forget(ctx: Context, heads: WeakSet[Head]) -> None:
+    """The last head that reads hidden rows of a context is gone."""
+    if not list(heads):  # its length counts the dead one
+        with suppress(LloyalError):
+            keep_hidden(ctx, [], 1)
 
 
 def _give_back(ctx: Context, slots: list[Slot]) -> None:
