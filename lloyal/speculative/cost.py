@@ -19,7 +19,7 @@ SHARE = 0.01  # of the time, that looks may take from then on
 CAUGHT_UP = 16  # tokens that a drafter may hear between two guesses, as far as its speed is concerned
 FEWEST, MOST_PAUSE = 4, 16384  # steps between two looks
 BURST = 3  # steps of a trial: the first of a width is slower
-TRIALS = 256  # steps between two trials where guessing does not pay; twice as many after each
+TRIALS = 320  # steps between two trials where guessing does not pay; twice as many after each
 HOLD = 8  # steps between two choices
 SLOW = 0.1  # of an ask, in what asks have saved lately
 OTHERS = 64  # steps with guesses between two with none, one more or one less
@@ -80,21 +80,23 @@ class Widths:
         """Whether at least half of the way from `base` to `rows` has been measured."""
         return any(2 * (m - base) >= rows - base for m in self._shape)
 
-    def note(self, rows: int, seconds: float) -> bool:
-        """What a step has taken; whether it was the first of its kind."""
+    def note(self, rows: int, seconds: float, plain: bool) -> bool:
+        """What a step has taken; whether it was the first of its kind.
+
+        Steps without guesses say how the scale drifts, others only what they cost beside those.
+        """
         seconds = max(seconds, 1e-9)
         n = self._n[rows] = self._n.get(rows, 0) + 1
-        if n == 1:
-            self._scale = self._scale or seconds
-            self._shape[rows] = seconds / self._scale
+        self._scale = self._scale or seconds
+        here = seconds / self._scale
+        if n <= 2:  # the first of a width is slower
+            self._shape[rows] = here if n == 1 else min(here, self._shape[rows])
         else:
-            ratio = seconds / (self._scale * self._shape[rows])
-            if n <= BURST:
-                self._shape[rows] *= min(ratio, 1.0)  # nothing is ever too fast
+            ratio = min(max(here / self._shape[rows], 0.5), 2.0)  # now and then something else runs
+            if plain:
+                self._scale *= ratio**0.2
             else:
-                ratio = min(max(ratio, 0.5), 2.0)  # but now and then something else runs
-                self._shape[rows] *= ratio**0.05
-                self._scale *= ratio**0.15
+                self._shape[rows] *= ratio ** max(0.2, 1 / n)
         self._fresh += 1
         if n <= BURST or self._fresh >= 16:
             self._line = []
@@ -148,6 +150,7 @@ class Cost:
         self._each = 0.0  # seconds of hearing a token
         self._gain = 0.0  # seconds that an ask has saved lately
         self._asked = 0
+        self._heard = False  # a text, to its end
         self._steps = 0
         self._trial = 0  # steps to go in which all guesses are read
         self._patience = TRIALS
@@ -243,8 +246,7 @@ class Cost:
     def note_pause(self, rows: int, seconds: float) -> None:
         """What a step of the pause has taken."""
         self.pause -= 1
-        if self.pause % 8 == 0:  # now and then is enough
-            self.widths.note(rows, seconds)
+        self.widths.note(rows, seconds, True)
 
     def note(
         self, n_texts: int, n: int, lag: int, seconds_guessing: float, rows: int, tokens: int, seconds_reading: float
@@ -264,26 +266,30 @@ class Cost:
             That were read, and that were given, in all texts.
         seconds_reading : float
         """
-        new = self.widths.note(rows, seconds_reading)
+        new = self.widths.note(rows, seconds_reading, rows == n_texts)
         if n == 0:
             return
         if lag <= CAUGHT_UP:
             was = self._drafts.get(n, seconds_guessing)
             self._drafts[n] = was + 0.2 * (min(seconds_guessing, 3 * was) - was)
-        elif self._asked:
+        elif self._heard:
             self._each = max(0.0, seconds_guessing - self._draft(n)) / lag
             seconds_guessing = min(seconds_guessing, self._draft(n))
         else:  # a text has to be read from its beginning in any case
             seconds_guessing = self._draft(n)
+        self._heard = True
         self._asked += 1
         plain = self.widths.seconds(n_texts)
         saved = -seconds_guessing
         if rows > n_texts and not new:
             saved += plain * tokens / n_texts - seconds_reading
-        self._gain += SLOW * (max(saved, -4 * plain) - self._gain)
+        was = self._gain
+        self._gain += SLOW * (max(saved, -2 * plain) - self._gain)
         if self._gain > 0 or self._trial:
             self._patience = TRIALS
             return
+        if was > 0:
+            self._asked = 0  # it has paid until now: look again soon
         nearest = FEWEST
         if self._asked >= ENOUGH:
             left = SHARE * plain - self._each
