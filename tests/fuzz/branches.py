@@ -317,7 +317,9 @@ class History:
                 twin.pick(row)
                 twin.read([token], row, True)
             mine = branch.log_probs[-len(read) :]
-            if not np.allclose(mine, twin.log_probs[-len(read) :], atol=0.05):
+            # Rows at once and one by one round otherwise; in quantized caches more so (fine in f32, 0.094 in q4_0).
+            coarse = "q4_0" in (self.config.type_k, self.config.type_v)
+            if not np.allclose(mine, twin.log_probs[-len(read) :], atol=0.2 if coarse else 0.05):
                 raise Wrong(f"{branch}: log-probabilities {mine}, not {twin.log_probs[-len(read) :]}")
             twin.log_probs[-len(read) :] = mine
 
