@@ -37,7 +37,7 @@ from lloyal.speculative import (
     Synthetic,
 )
 from tests.heads import path as head_path
-from tests.speculative import test_speculator
+from tests.speculative import reference
 
 HYBRID = ("nano-hybrid", "qwen35", "easy-qwen35")
 TINY = ("llama", "easy-llama", "qwen35", "easy-qwen35")
@@ -268,14 +268,14 @@ def _compare(run: Run, alone: Context, speculator: Speculator, prompts: list[lis
 
 def _check_tie(run: Run, alone: Context, i: int, prompt: list[int], got: list[int], want: list[int]) -> None:
     alone.memory.clear()
-    others = len(test_speculator.NEAR_TIES)
+    others = len(reference.NEAR_TIES)
     how = run.sampling(i, alone.vocab)
     try:
-        test_speculator.check_same(alone, prompt, how, run.rules(), got, want[: len(got)])  # type: ignore[arg-type]
+        reference.check_same(alone, prompt, how, run.rules(), got, want[: len(got)])  # type: ignore[arg-type]
     except AssertionError:  # by luck there may be no noise at this very token, while all before it have some
         if not run.real or got[-1] not in _picks(run, alone, how, prompt, want[: len(got) - 1]):
             raise
-    del test_speculator.NEAR_TIES[others:]  # counted here
+    del reference.NEAR_TIES[others:]  # counted here
 
 
 def _picks(run: Run, alone: Context, how: Sampling, prompt: list[int], read: list[int]) -> set[int | None]:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from functools import partial
 from typing import Any, Literal
 
 import pytest
 
 import lloyal
-from lloyal import BranchStore, Context, Sampling
+from lloyal import BranchStore, Sampling
 from lloyal.errors import InvalidArgument
 from lloyal.native import step as native
 from lloyal.speculative import DraftModel, NGram, Pick, Speculator
+from tests.speculative import reference
 
 PROMPT = 'def fibonacci(n):\n    """Return the n-th number."""\n'
 GRAMMAR = "root ::= [a-z0-9 =()+*:,.\\n-]*"
@@ -25,31 +26,15 @@ KEYED = {
     "greedy": Sampling(temperature=0, repeat_penalty=1.3),
 }
 
-
-@pytest.fixture(scope="module")
-def nano() -> Iterator[lloyal.Model]:
-    with lloyal.Model(lloyal.models.path("nano")) as model:
-        yield model
-
-
-@pytest.fixture(scope="module")
-def draft_model() -> Iterator[lloyal.Model]:
-    with lloyal.Model(lloyal.models.path("nano-draft")) as model:
-        yield model
-
-
-def context(model: lloyal.Model, **more: Any) -> Context:
-    # f32 and no flash attention: a batch of another size decides nothing otherwise.
-    exact = {"type_k": "f32", "type_v": "f32", "flash_attn": "off", "n_threads": 1, "n_threads_batch": 1}
-    return Context(model, **({"n_ctx": 2048, "n_seq_max": 12} | exact | more))
+context = partial(reference.context, n_ctx=2048, n_seq_max=12)
 
 
 @pytest.mark.parametrize("ruled", [False, True])
 @pytest.mark.parametrize("name", KEYED)
-def test_a_model_knows_what_it_would_pick_itself(name: str, ruled: bool, draft_model: lloyal.Model) -> None:
+def test_a_model_knows_what_it_would_pick_itself(name: str, ruled: bool, nano_draft: lloyal.Model) -> None:
     """Noise at the right positions, penalties, grammar and biases, in branches with seeds of their own."""
     sampling = KEYED[name]
-    with context(draft_model) as ctx, context(draft_model) as again, BranchStore(ctx) as store:
+    with context(nano_draft) as ctx, context(nano_draft) as again, BranchStore(ctx) as store:
         root = store.create(PROMPT, sampling=sampling, grammar=GRAMMAR if ruled else None)
         root.set_bias({ctx.vocab.tokenize("x", add_special=False)[0]: 2.0, ctx.vocab.eos: -math.inf})
         branches = [root, *root.fork(3, seed=50)]
@@ -62,10 +47,10 @@ def test_a_model_knows_what_it_would_pick_itself(name: str, ruled: bool, draft_m
         assert stats.kept >= stats.guessed - 5 * (stats.guessed // 100)  # a near tie costs all behind it
 
 
-def test_a_guess_does_not_know_a_generator(draft_model: lloyal.Model) -> None:
+def test_a_guess_does_not_know_a_generator(nano_draft: lloyal.Model) -> None:
     """Then it is the most probable of what the chain leaves: here of tokens that the penalties have turned around."""
     sampling = Sampling(**BARE, repeat_penalty=3.0, seed=1)
-    with context(draft_model) as ctx, context(draft_model) as again, BranchStore(ctx) as store:
+    with context(nano_draft) as ctx, context(nano_draft) as again, BranchStore(ctx) as store:
         branch = store.create(PROMPT, sampling=sampling, grammar=GRAMMAR)
         drafter = DraftModel(again)
         draws = native.draw(ctx, [branch])
@@ -78,9 +63,9 @@ def test_a_guess_does_not_know_a_generator(draft_model: lloyal.Model) -> None:
         assert guesses == list(plain.generate(4))
 
 
-def test_a_guess_to_be_judged_by_a_generator_is_drawn_from_another(draft_model: lloyal.Model) -> None:
+def test_a_guess_to_be_judged_by_a_generator_is_drawn_from_another(nano_draft: lloyal.Model) -> None:
     """Of 40 guesses by the model itself a few are what it picks next: as many as have a chance to, not all."""
-    with context(draft_model) as ctx, context(draft_model) as again, BranchStore(ctx) as store:
+    with context(nano_draft) as ctx, context(nano_draft) as again, BranchStore(ctx) as store:
         root = store.create(PROMPT, sampling=Sampling(temperature=3.0, top_k=50, min_p=0.0, top_p=1.0, seed=1))
         same = 0
         for seed in range(40):
@@ -98,8 +83,8 @@ def test_a_guess_to_be_judged_by_a_generator_is_drawn_from_another(draft_model: 
         assert same < 15
 
 
-def test_a_draft_that_is_left_with_nothing_stops(draft_model: lloyal.Model) -> None:
-    with context(draft_model) as ctx, context(draft_model) as again, BranchStore(ctx) as store:
+def test_a_draft_that_is_left_with_nothing_stops(nano_draft: lloyal.Model) -> None:
+    with context(nano_draft) as ctx, context(nano_draft) as again, BranchStore(ctx) as store:
         branch = store.create(PROMPT, sampling=KEYED["bare"], grammar='root ::= "ab"')
         branch.set_bias({token: -math.inf for token in range(ctx.vocab.n_tokens) if ctx.vocab.is_eog(token)})
         speculator = Speculator(ctx, DraftModel(again), n=5)
@@ -110,11 +95,11 @@ def test_a_draft_that_is_left_with_nothing_stops(draft_model: lloyal.Model) -> N
 
 
 @pytest.mark.parametrize("drafter", ["draft", "ngram"])
-def test_rejection_sampling_says_the_same_again(drafter: str, nano: lloyal.Model, draft_model: lloyal.Model) -> None:
+def test_rejection_sampling_says_the_same_again(drafter: str, nano: lloyal.Model, nano_draft: lloyal.Model) -> None:
     """With one seed, drafter and number of guesses; at temperature 0 it says what plain steps say."""
 
     def text(sampling: Sampling) -> tuple[list[int], int]:
-        with context(nano) as ctx, context(draft_model) as small:
+        with context(nano) as ctx, context(nano_draft) as small:
             made = DraftModel(small) if drafter == "draft" else NGram(3, 1)
             speculator = Speculator(ctx, made, n=4, accept="ratio")
             tokens = list(speculator.generate(PROMPT, 100, sampling=sampling, grammar=GRAMMAR))
@@ -133,7 +118,7 @@ def test_rejection_sampling_says_the_same_again(drafter: str, nano: lloyal.Model
 @pytest.mark.full
 @pytest.mark.parametrize("temperature", [0.7, 1.0])
 def test_coupled_guesses_are_kept_nearly_as_often_as_any(
-    temperature: float, nano: lloyal.Model, draft_model: lloyal.Model
+    temperature: float, nano: lloyal.Model, nano_draft: lloyal.Model
 ) -> None:
     prompts = [
         "def fibonacci(n):\n",
@@ -145,7 +130,7 @@ def test_coupled_guesses_are_kept_nearly_as_often_as_any(
     ]
 
     def kept(accept: Literal["coupled", "ratio"], noise: Literal["keyed", "stream"]) -> float:
-        with context(nano) as ctx, context(draft_model) as small:
+        with context(nano) as ctx, context(nano_draft) as small:
             speculator = Speculator(ctx, DraftModel(small), n=1, accept=accept)
             for i in range(120):
                 sampling = Sampling(temperature=temperature, noise=noise, seed=i)

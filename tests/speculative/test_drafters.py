@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +19,7 @@ from lloyal.llama import Sampler
 from lloyal.native import step as native
 from lloyal.speculative import Chain, Drafter, DraftModel, Forced, NGram, Speculator, Suffix, Synthetic
 from tests.models import tiny
-from tests.speculative.test_speculator import GRAMMAR, PROMPT, SAMPLINGS, check_same, context, plain
+from tests.speculative.reference import GRAMMAR, PROMPT, SAMPLINGS, check_same, context, plain
 from tests.speculative.trace import session, simulate
 
 KINDS = ("llama", "gemma3", "mamba2", "lfm2", "lfm2-swa", "falcon-h1", "qwen35")
@@ -39,12 +39,6 @@ SCHEMA = {
     "required": ["name", "is_ready", "kind"],
     "additionalProperties": False,
 }
-
-
-@pytest.fixture(scope="module")
-def nano() -> Iterator[lloyal.Model]:
-    with lloyal.Model(lloyal.models.path("nano")) as model:
-        yield model
 
 
 @pytest.mark.parametrize("drafter", DRAFTERS)

@@ -28,6 +28,7 @@ from lloyal.speculative import MTP, DFlash, Eagle3, Speculator
 from lloyal.speculative.heads import Head, Text
 from tests.heads import BLOCK, LAYERS, MASK, RECIPES, path
 from tests.models import N_EMBD, N_VOCAB, tiny
+from tests.speculative.reference import context
 
 KINDS: dict[str, tuple[type[Head], str, str]] = {
     "mtp": (MTP, "mtp", "mtp"),
@@ -43,12 +44,6 @@ SAMPLINGS = {
 }
 PROMPTS = [list(range(8 + 5 * i, 30 + 9 * i)) for i in range(4)]
 N = 30
-
-
-def context(model: lloyal.Model, **more: Any) -> Context:
-    # f32 and no flash attention: a batch of another size decides nothing otherwise.
-    exact = {"type_k": "f32", "type_v": "f32", "flash_attn": "off", "n_threads": 1, "n_threads_batch": 1}
-    return Context(model, **({"n_ctx": 1024, "n_seq_max": 6} | exact | more))
 
 
 class Pair:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from lloyal.native import step
 from lloyal.native.checkpoint import abort_arm
 from lloyal.native.step import DraftSampler, ratio
 from lloyal.speculative import DraftModel, Pick, Speculator
+from tests.speculative import reference
 
 PROMPT = "x = "
 LENGTH = 3  # of the texts whose distribution is looked at
@@ -87,22 +89,7 @@ def test_what_the_function_is_given_is_checked() -> None:
         ratio([(1, 1.0)], [(1, math.nan)], [1], [(0.5, 0.5)])
 
 
-@pytest.fixture(scope="module")
-def model() -> Iterator[lloyal.Model]:
-    with lloyal.Model(lloyal.models.path("nano")) as model:
-        yield model
-
-
-@pytest.fixture(scope="module")
-def draft_model() -> Iterator[lloyal.Model]:
-    with lloyal.Model(lloyal.models.path("nano-draft")) as model:
-        yield model
-
-
-def context(model: lloyal.Model, **more: Any) -> Context:
-    # f32 and no flash attention: a batch of another size decides nothing otherwise.
-    exact = {"type_k": "f32", "type_v": "f32", "flash_attn": "off", "n_threads": 1, "n_threads_batch": 1}
-    return Context(model, **({"n_ctx": 1024, "n_seq_max": 24} | exact | more))
+context = partial(reference.context, n_seq_max=24)
 
 
 class Forgetful:
@@ -234,7 +221,7 @@ def sample_loop(
     return found
 
 
-def check_loop(model: lloyal.Model, draft_model: lloyal.Model, name: str, drafter: str, ruled: bool, n: int) -> None:
+def check_loop(model: lloyal.Model, nano_draft: lloyal.Model, name: str, drafter: str, ruled: bool, n: int) -> None:
     sampling, grammar = SAMPLINGS[name], GRAMMAR if ruled else None
     with context(model) as ctx:
         bias = {ctx.vocab.eos: 9.0}
@@ -242,7 +229,7 @@ def check_loop(model: lloyal.Model, draft_model: lloyal.Model, name: str, drafte
         made: Any = (
             Lucky(p, len(ctx.vocab.tokenize(PROMPT)))
             if drafter == "lucky"
-            else DraftModel(context(draft_model))
+            else DraftModel(context(nano_draft))
             if drafter == "draft"
             else Forgetful(model)
         )
@@ -256,27 +243,27 @@ def check_loop(model: lloyal.Model, draft_model: lloyal.Model, name: str, drafte
 
 
 @pytest.mark.parametrize("drafter", DRAFTERS)
-def test_the_loop_draws_from_the_target(drafter: str, model: lloyal.Model, draft_model: lloyal.Model) -> None:
-    check_loop(model, draft_model, "penalties", drafter, drafter == "forgetful", 800)
+def test_the_loop_draws_from_the_target(drafter: str, nano: lloyal.Model, nano_draft: lloyal.Model) -> None:
+    check_loop(nano, nano_draft, "penalties", drafter, drafter == "forgetful", 800)
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("drafter", DRAFTERS)
 @pytest.mark.parametrize("name", SAMPLINGS)
 def test_the_loop_draws_from_the_target_20_000_times(
-    name: str, drafter: str, model: lloyal.Model, draft_model: lloyal.Model
+    name: str, drafter: str, nano: lloyal.Model, nano_draft: lloyal.Model
 ) -> None:
-    check_loop(model, draft_model, name, drafter, name == "few", 20_000)
+    check_loop(nano, nano_draft, name, drafter, name == "few", 20_000)
 
 
 @pytest.mark.parametrize("name", ["nano", "nano-hybrid"])
-def test_a_step_that_fails_changes_nothing(name: str, draft_model: lloyal.Model) -> None:
+def test_a_step_that_fails_changes_nothing(name: str, nano_draft: lloyal.Model) -> None:
     """Neither the sampler, nor what is left of a refused guess: what goes on after it is what would have come."""
     sampling = Sampling(temperature=1.5, repeat_penalty=1.2, seed=5)
 
     def run(fails: bool) -> tuple[list[int], int]:
         with lloyal.Model(lloyal.models.path(name)) as model, context(model) as ctx, BranchStore(ctx) as store:
-            speculator = Speculator(ctx, DraftModel(context(draft_model)), n=3, accept="ratio")
+            speculator = Speculator(ctx, DraftModel(context(nano_draft)), n=3, accept="ratio")
             branch = store.create(PROMPT, sampling=sampling, grammar=GRAMMAR)
             failed = 0
             for i in range(12):
@@ -302,9 +289,9 @@ def test_a_step_that_fails_changes_nothing(name: str, draft_model: lloyal.Model)
     assert tokens == run(False)[0]
 
 
-def test_what_is_left_of_a_guess_is_for_these_logits(model: lloyal.Model) -> None:
+def test_what_is_left_of_a_guess_is_for_these_logits(nano: lloyal.Model) -> None:
     """Forks draw from it too, and a guess that ends the text is picked by the next step; other biases forget it."""
-    with context(model) as ctx, BranchStore(ctx) as store:
+    with context(nano) as ctx, BranchStore(ctx) as store:
         eos, ends = ctx.vocab.eos, []
         root = store.create(PROMPT, sampling=Sampling(temperature=1.0, top_k=5, seed=1))
         for seed in range(40):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
@@ -11,50 +10,12 @@ import numpy as np
 import pytest
 
 import lloyal
-from lloyal import BranchStore, Context, Sampling
+from lloyal import BranchStore, Sampling
 from lloyal.errors import Aborted, InvalidArgument
 from lloyal.native.checkpoint import abort_arm
-from lloyal.speculative import Drafter, DraftModel, NGram, Speculator
+from lloyal.speculative import Drafter, DraftModel, NGram, Speculator, Synthetic
 from tests.models import tiny
-
-PROMPT = 'def fibonacci(n):\n    """Return the n-th number."""\n'
-N = 120
-SAMPLINGS = {
-    "greedy": Sampling(temperature=0),
-    "warm": Sampling(temperature=0.7, seed=5),
-    "hot": Sampling(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, seed=6),
-    "penalties": Sampling(temperature=0.7, repeat_penalty=1.2, presence_penalty=0.3, seed=7),
-    "greedy, penalties": Sampling(temperature=0, repeat_penalty=1.3),
-    "keyed": Sampling(temperature=0.7, seed=9, noise="keyed"),
-    "keyed, hot": Sampling(
-        temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repeat_penalty=1.2, dry_multiplier=0.3, seed=3, noise="keyed"
-    ),
-    "all": Sampling(temperature=0.9, dry_multiplier=0.5, xtc_probability=0.3, seed=8),
-}
-GRAMMAR = "root ::= [a-z0-9 =()+*:,.\\n-]*"
-
-
-class Known:
-    """A drafter that has been told the text, and is wrong at places at random."""
-
-    def __init__(self, tokens: Sequence[int], right: float, seed: int = 0) -> None:
-        self.tokens, self.right, self.rng = list(tokens), right, random.Random(seed)
-
-    def check(self, vocab: lloyal.Vocab) -> None:
-        self.n_vocab = vocab.n_tokens
-
-    def start(self) -> list[int]:
-        return []
-
-    def feed(self, text: list[int], tokens: Sequence[int]) -> None:
-        text += tokens
-
-    def propose(self, texts: Sequence[list[int]], n: int) -> list[list[int]]:
-        found = [self.tokens[len(text) : len(text) + n] for text in texts]
-        return [
-            [token if self.rng.random() < self.right else self.rng.randrange(self.n_vocab) for token in guess]
-            for guess in found
-        ]
+from tests.speculative.reference import GRAMMAR, NEAR_TIES, PROMPT, SAMPLINGS, N, check_same, context, plain
 
 
 @pytest.fixture(scope="module", params=["nano", "nano-hybrid"])
@@ -63,75 +24,27 @@ def model(request: pytest.FixtureRequest) -> Iterator[lloyal.Model]:
         yield model
 
 
-@pytest.fixture(scope="module")
-def draft_model() -> Iterator[lloyal.Model]:
-    with lloyal.Model(lloyal.models.path("nano-draft")) as model:
-        yield model
-
-
-def context(model: lloyal.Model, **more: Any) -> Context:
-    # f32 and no flash attention: a batch of another size decides nothing otherwise.
-    exact = {"type_k": "f32", "type_v": "f32", "flash_attn": "off", "n_threads": 1, "n_threads_batch": 1}
-    return Context(model, **({"n_ctx": 1024, "n_seq_max": 6} | exact | more))
-
-
-def plain(ctx: Context, prompt: str, sampling: Sampling, grammar: str | None = None, n: int = N) -> list[int]:
-    with BranchStore(ctx) as store:
-        branch = store.create(prompt, sampling=sampling, grammar=grammar)
-        return list(branch.generate(n))
-
-
-def check_same(
-    ctx: Context, prompt: str, sampling: Sampling, grammar: str | None, got: list[int], want: list[int]
-) -> None:
-    """Equal; or up to a token that the noise of batches decides: a row of one token is computed by other means."""
-    at = next((i for i, (a, b) in enumerate(itertools.zip_longest(got, want)) if a != b), None)
-    if at is None:
-        return
-    with BranchStore(ctx) as store:
-        branch = store.create(prompt, sampling=sampling, grammar=grammar)
-        for token in want[:at]:
-            assert branch.step() == token
-        alone = np.array(branch.logits)
-        other = store.create(branch.tokens[:-8], sampling=sampling)
-        other.prefill(branch.tokens[-8:])
-        noise = 3 * np.abs(other.logits - alone).max()
-        chain = sampling.build(ctx.vocab, grammar=grammar, history=branch.tokens)
-        chain.set_state(branch._sampler_state_native())
-        rng = np.random.default_rng(at)
-        picks = set()
-        for _ in range(500):
-            token = chain.clone().apply(alone + rng.uniform(-noise, noise, len(alone)).astype(np.float32)).token
-            picks.add(None if token is None or ctx.vocab.is_eog(token) else token)
-    mine, plain_one = got[at] if at < len(got) else None, want[at] if at < len(want) else None
-    assert {mine, plain_one} <= picks, f"after {at} tokens {mine} instead of {plain_one}, which is no near tie: {picks}"
-    NEAR_TIES.append(at)
-
-
-NEAR_TIES: list[int] = []
-
-
 DRAFTERS: dict[str, Callable[[list[int], list[int], lloyal.Model], Drafter]] = {
     "ngram": lambda prompt, text, draft: NGram(),
     "ngram 1": lambda prompt, text, draft: NGram(3, 1),
     "draft": lambda prompt, text, draft: DraftModel(context(draft)),
-    "right": lambda prompt, text, draft: Known([*prompt, *text], 1.0),
-    "mostly": lambda prompt, text, draft: Known([*prompt, *text], 0.8),
-    "wrong": lambda prompt, text, draft: Known([*prompt, *text], 0.0),
+    "right": lambda prompt, text, draft: Synthetic([*prompt, *text], 1.0),
+    "mostly": lambda prompt, text, draft: Synthetic([*prompt, *text], 0.8),
+    "wrong": lambda prompt, text, draft: Synthetic([*prompt, *text], 0.0),
 }
 
 
 @pytest.mark.parametrize("drafter", DRAFTERS)
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 def test_the_tokens_are_those_of_plain_steps(
-    sampling: str, drafter: str, model: lloyal.Model, draft_model: lloyal.Model
+    sampling: str, drafter: str, model: lloyal.Model, nano_draft: lloyal.Model
 ) -> None:
     rng = random.Random(f"{sampling} {drafter}")
     how, grammar = SAMPLINGS[sampling], GRAMMAR if rng.random() < 0.4 else None
     n_rs_seq = rng.choice([0, 3])
     with context(model, n_rs_seq=n_rs_seq) as ctx:
         want = plain(ctx, PROMPT, how, grammar)
-        made = DRAFTERS[drafter](ctx.vocab.tokenize(PROMPT), want, draft_model)
+        made = DRAFTERS[drafter](ctx.vocab.tokenize(PROMPT), want, nano_draft)
         n = rng.choice([None, 1, 2, 4, 7, 16])
         speculator = Speculator(ctx, made, n=n)
         got = list(speculator.generate(PROMPT, N, sampling=how, grammar=grammar))
@@ -227,9 +140,9 @@ def test_what_it_is_given_is_checked(model: lloyal.Model) -> None:
         assert Speculator(ctx, NGram()).step([]) == []
 
 
-def test_a_draft_model_guesses_what_it_would_write(draft_model: lloyal.Model) -> None:
+def test_a_nano_draft_guesses_what_it_would_write(nano_draft: lloyal.Model) -> None:
     """Greedy, whatever was wrong before; and texts without a sequence are not guessed."""
-    with context(draft_model, n_seq_max=2) as ctx, context(draft_model) as alone:
+    with context(nano_draft, n_seq_max=2) as ctx, context(nano_draft) as alone:
         drafter = DraftModel(ctx)
         rng = random.Random(3)
         texts = [drafter.start() for _ in range(3)]
@@ -246,8 +159,8 @@ def test_a_draft_model_guesses_what_it_would_write(draft_model: lloyal.Model) ->
                 assert guess[: len(want)] == want
 
 
-def test_a_draft_model_goes_on_after_a_stop(model: lloyal.Model, draft_model: lloyal.Model) -> None:
-    with context(model) as ctx, context(draft_model, n_ubatch=16) as small, BranchStore(ctx) as store:
+def test_a_nano_draft_goes_on_after_a_stop(model: lloyal.Model, nano_draft: lloyal.Model) -> None:
+    with context(model) as ctx, context(nano_draft, n_ubatch=16) as small, BranchStore(ctx) as store:
         speculator = Speculator(ctx, DraftModel(small), n=4)
         branch = store.create(PROMPT * 3, sampling=SAMPLINGS["greedy"])
         abort_arm(40)
@@ -260,8 +173,8 @@ def test_a_draft_model_goes_on_after_a_stop(model: lloyal.Model, draft_model: ll
 
 
 @pytest.mark.parametrize("limit", [{"n_batch": 2}, {"n_ctx": 256}, {"n_seq_max": 1}])
-def test_limits_of_a_draft_are_no_errors(limit: dict[str, int], model: lloyal.Model, draft_model: lloyal.Model) -> None:
-    with context(model) as ctx, context(draft_model, **limit) as small, BranchStore(ctx) as store:
+def test_limits_of_a_draft_are_no_errors(limit: dict[str, int], model: lloyal.Model, nano_draft: lloyal.Model) -> None:
+    with context(model) as ctx, context(nano_draft, **limit) as small, BranchStore(ctx) as store:
         speculator = Speculator(ctx, DraftModel(small), n=4)
         branches = store.create(PROMPT * 4, sampling=SAMPLINGS["warm"]).fork(4, seed=1)
         for _ in range(8):
@@ -273,12 +186,14 @@ def test_limits_of_a_draft_are_no_errors(limit: dict[str, int], model: lloyal.Mo
 def test_a_guess_is_never_refused(name: str, accept: Literal["exact", "ratio"]) -> None:
     """Parts of different lengths, over windows and states, in small micro-batches; and what is late stays short."""
 
-    class Wrong(Known):
-        def propose(self, texts: Sequence[list[int]], n: int) -> list[list[int]]:
-            return [[self.rng.randrange(8, 64) for _ in range(self.rng.choice([1, 5, n]))] for _ in texts]
+    rng = random.Random(0)
+
+    class Wrong(NGram):
+        def propose(self, texts: Sequence[Any], n: int) -> list[list[int]]:
+            return [[rng.randrange(8, 64) for _ in range(rng.choice([1, 5, n]))] for _ in texts]
 
     with lloyal.Model(tiny(name)) as model, context(model, n_ctx=2048, n_seq_max=3, n_ubatch=24) as ctx:
-        speculator = Speculator(ctx, Wrong([], 0.0), n=12, accept=accept)
+        speculator = Speculator(ctx, Wrong(), n=12, accept=accept)
         with BranchStore(ctx) as store:
             branches = [store.create(list(range(8, 40)), sampling=SAMPLINGS["warm"]) for _ in range(2)]
             for _ in range(40):
@@ -292,7 +207,7 @@ def test_a_step_takes_no_checkpoint_of_others() -> None:
         branch = store.create(list(range(8, 40)), sampling=SAMPLINGS["warm"])
         kept = ctx.checkpoint(branch.seq_id)
         ctx.checkpoints.evict, ctx.checkpoints.budget = True, ctx.checkpoints.nbytes + 100
-        Speculator(ctx, Known(branch.tokens + [9] * 50, 1.0), n=4).step([branch])
+        Speculator(ctx, Synthetic(branch.tokens + [9] * 50, 1.0), n=4).step([branch])
         assert kept.nbytes > 0
         kept.release()
 
